@@ -1,0 +1,174 @@
+"""Typed dataclasses ⇄ YAML ⇄ dotted overrides on the command line: one way to configure everything.
+
+A configuration is a dataclass of dataclasses. Its sections are the groups of `--help`, the docstring
+under a field is the help text, its default is the default. `msgspec` checks types and names the path
+of a wrong value; argparse and PyYAML read; what is ours is the seam between them.
+
+An option is written `--section.field value`. The section may be left out where the field's name is
+unique, and `-` may stand for `_`, so Megatron's own flags (`--tensor-model-parallel-size 2`) work.
+"""
+
+import argparse
+import ast
+import dataclasses
+import functools
+import sys
+import types
+import typing
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import yaml
+
+from swift_mega.base.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+class Leaf(NamedTuple):
+    """One option: where it is, what it may be, and what it is for."""
+
+    path: str
+    type: Any
+    default: Any
+    doc: str
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+
+@functools.cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The string literal under each field of `cls` (its attribute docstring), on one line."""
+    module = sys.modules[cls.__module__]
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    docs = {}
+    for field, below in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                docs[field.target.id] = " ".join(str(below.value.value).split())
+    return docs
+
+
+def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
+    """Every option of the configuration `cls`, in the order of its fields."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(typing.cast(type, hint), f"{prefix}{field.name}.")
+        else:
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            yield Leaf(prefix + field.name, hint, default, field_docs(cls).get(field.name, ""))
+
+
+def build(cls: type[T], values: dict[str, Any], origin: str = "configuration") -> T:
+    """`values` (nested, as YAML gives it) as a checked `cls`; a wrong name or type is a UserError."""
+    _check_names(cls, values, "", origin)
+    try:
+        return msgspec.convert(values, cls, strict=False)
+    except msgspec.ValidationError as error:
+        message = str(error).replace("`$.", "`")
+        raise UserError(f"{origin}: {message}", "`--help` lists every option with its type and default.") from None
+
+
+def _check_names(cls: type, values: Any, prefix: str, origin: str) -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"{origin}: `{prefix.rstrip('.') or 'top level'}` must hold `name: value` pairs, got {values!r}.")
+    hints = typing.get_type_hints(cls)
+    for name, value in values.items():
+        if name not in hints:
+            known = [leaf.path for leaf in leaves(cls, prefix)] if prefix else list(hints)
+            raise UserError(f"{origin}: there is no option `{prefix}{name}`.", nearest(f"{prefix}{name}", known))
+        if dataclasses.is_dataclass(hints[name]):
+            _check_names(typing.cast(type, hints[name]), value, f"{prefix}{name}.", origin)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return yaml.safe_load(text) or {}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.", "Give the path of a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain values, every default written out."""
+    return typing.cast(dict[str, Any], msgspec.to_builtins(dataclasses.asdict(config)))
+
+
+def dump(config: Any) -> str:
+    """The resolved configuration as YAML; `build(type(config), yaml)` gives an equal one back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
+    """One `--section.field` for every leaf of `cls`, grouped by section, with its short spellings."""
+    options = list(leaves(cls))
+    unique = {name for name, count in Counter(leaf.name for leaf in options).items() if count == 1}
+    groups: dict[str, Any] = {}
+    for leaf in options:
+        section = leaf.path.partition(".")[0] if "." in leaf.path else cls.__name__
+        group = groups.setdefault(section, parser.add_argument_group(section)) if section not in groups else groups[section]
+        spellings = [leaf.path] + ([leaf.name] if leaf.name in unique and leaf.name != leaf.path else [])
+        flags = dict.fromkeys(f"--{form}" for word in spellings for form in (word, word.replace("_", "-")))
+        group.add_argument(
+            *flags,
+            dest=leaf.path,
+            default=argparse.SUPPRESS,
+            metavar=_type_name(leaf.type),
+            help=f"{leaf.doc} {_default_text(leaf.default)}".strip().replace("%", "%%"),
+            **_arity(leaf.type),
+        )
+
+
+def overrides(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """The options given on the command line, nested as in YAML."""
+    nested: dict[str, Any] = {}
+    for leaf in leaves(cls):
+        if hasattr(namespace, leaf.path):
+            value = getattr(namespace, leaf.path)
+            *sections, name = leaf.path.split(".")
+            inner = functools.reduce(lambda level, section: level.setdefault(section, {}), sections, nested)
+            inner[name] = None if value in ("null", "none") else value
+    return nested
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on top, section by section; neither is changed."""
+    merged = dict(base)
+    for name, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def _arity(hint: Any) -> dict[str, Any]:
+    if typing.get_origin(hint) is list:
+        return {"nargs": "+"}
+    return {"nargs": "?", "const": "true"} if hint is bool else {}
+
+
+def _type_name(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "|".join(map(str, args))
+    if origin is list:
+        return _type_name(args[0])
+    if origin in (typing.Union, types.UnionType):
+        return "|".join("null" if arg is type(None) else _type_name(arg) for arg in args)
+    return getattr(hint, "__name__", str(hint))
+
+
+def _default_text(default: Any) -> str:
+    if default is dataclasses.MISSING:
+        return "(required)"
+    return f"(default: {'null' if default is None else default})"
