@@ -1,0 +1,114 @@
+"""What a person sees while something runs: lines of text and progress bars, from rank 0 only.
+
+On a terminal a progress bar is drawn by tqdm and `say` prints above it. In a log file, where a bar
+would be a page of carriage returns, the same call writes a plain line every `LOG_INTERVAL_S`, so
+that a long job is neither silent nor noisy. Torch-free: the rank is read from the environment that
+torchrun sets.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from tqdm import tqdm
+
+LOG_INTERVAL_S = 10.0
+"""Seconds between two progress lines where there is no terminal."""
+
+
+class Progress(Protocol):
+    """What `progress` hands to the body of its `with`."""
+
+    def update(self, n: float = 1) -> object:
+        """`n` more units are done."""
+
+    def set_postfix_str(self, s: str) -> object:
+        """Show `s` behind the numbers, e.g. the latest loss."""
+
+
+def is_main() -> bool:
+    """True in rank 0, and in a process that no launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str = "") -> None:
+    """Print `message` on stdout, above any progress bar; nothing on ranks other than 0."""
+    if is_main():
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
+
+
+@contextmanager
+def progress(
+    total: float | None, desc: str, unit: str = "it", unit_scale: bool = False, initial: float = 0
+) -> Iterator[Progress]:
+    """A progress bar over `total` units (None: unknown) that starts at `initial`, with rate and ETA, on stderr.
+
+    `unit="B", unit_scale=True` counts bytes and shows kB, MB, GB. Ranks other than 0 show nothing.
+    """
+    if is_main() and not sys.stderr.isatty():
+        lines = _PlainProgress(total, desc, unit, unit_scale, initial)
+        yield lines
+        lines.finish()
+    else:
+        bar = tqdm(
+            total=total,
+            desc=desc,
+            unit=unit,
+            unit_scale=unit_scale,
+            initial=initial,
+            disable=not is_main(),
+            dynamic_ncols=True,
+        )
+        with bar:
+            yield bar
+
+
+class _PlainProgress:
+    """A line every `LOG_INTERVAL_S` and one at the end; numbers are formatted as on tqdm's bars."""
+
+    def __init__(self, total: float | None, desc: str, unit: str, unit_scale: bool, initial: float) -> None:
+        self.total, self.desc, self.unit, self.unit_scale = total, desc, unit, unit_scale
+        self.done = self.initial = initial
+        self.postfix = ""
+        self.started_s = self.printed_s = time.monotonic()
+
+    def update(self, n: float = 1) -> None:
+        self.done += n
+        if time.monotonic() - self.printed_s >= LOG_INTERVAL_S:
+            self._print(self._rate_and_eta())
+
+    def set_postfix_str(self, s: str) -> None:
+        self.postfix = s
+
+    def finish(self) -> None:
+        self._print(f"done in {tqdm.format_interval(self._elapsed_s())}")
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self.started_s
+
+    def _rate_and_eta(self) -> str:
+        per_s = (self.done - self.initial) / max(self._elapsed_s(), 1e-9)
+        # Below one unit a second the time of one unit says more than a rate of 0.04.
+        rate = f"{1 / per_s:.1f} s/{self.unit}" if 0 < per_s < 1 else f"{self._count(per_s)}{self.unit}/s"
+        if self.total is None or per_s == 0:
+            return rate
+        return f"{rate}, {tqdm.format_interval((self.total - self.done) / per_s)} left"
+
+    def _print(self, tail: str) -> None:
+        self.printed_s = time.monotonic()
+        count = self._count(self.done)
+        if self.total is not None:
+            share = 100 * self.done / self.total if self.total else 100.0
+            count = f"{share:.0f}% {count}/{self._count(self.total)}"
+        parts = [
+            f"{self.desc}: {count} {self.unit}" if not self.unit_scale else f"{self.desc}: {count}{self.unit}",
+            tail,
+        ]
+        print(", ".join(parts + [self.postfix] * bool(self.postfix)), file=sys.stderr, flush=True)
+
+    def _count(self, value: float) -> str:
+        return str(tqdm.format_sizeof(value)) if self.unit_scale else f"{value:.4g}" if value % 1 else f"{value:.0f}"
