@@ -1,0 +1,98 @@
+"""The folder of a Megatron checkpoint, written by a conversion and by training alike.
+
+    ROOT/latest_checkpointed_iteration.txt     "release" (converted) or the number of the last step
+    ROOT/release/ or ROOT/iter_0000012/        metadata.json, common.pt, .metadata, __*_*.distcp
+         └── hf/                               config.json, tokenizer, chat template: all but the weights
+
+`hf/` makes an iteration folder complete: exporting it needs nothing from anywhere else.
+"""
+
+import shutil
+from pathlib import Path
+
+from converters.config_table import Config
+from converters.stores.files import full_disk_is_the_users, read_json
+from swift_mega.base.errors import UserError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RELEASE = "release"
+MARKER = "metadata.json"
+"""Every iteration folder has it; megatron-core recognises a distributed checkpoint by it."""
+HF = "hf"
+
+WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5",
+                   ".msgpack", ".onnx", ".partial")
+"""Files of a Hugging Face folder that hold weights, or say where they are."""
+
+
+def iteration_name(step: int | None) -> str:
+    """Folder name of a step, or of converted weights (None)."""
+    return RELEASE if step is None else f"iter_{step:07d}"
+
+
+def is_iteration(path: Path) -> bool:
+    """Whether `path` is itself a finished checkpoint folder."""
+    return (path / MARKER).is_file() and (path / ".metadata").is_file()
+
+
+def is_megatron(path: str | Path) -> bool:
+    """Whether `path` is a Megatron checkpoint: a root with its tracker, or one iteration folder."""
+    return (Path(path) / TRACKER).is_file() or is_iteration(Path(path))
+
+
+def latest(root: str | Path) -> Path:
+    """The iteration folder a checkpoint root points to; an iteration folder is its own.
+
+    Raises:
+        UserError: no tracker, or it points to a folder that is not there.
+    """
+    root = Path(root)
+    if is_iteration(root):
+        return root
+    if not (root / TRACKER).is_file():
+        raise UserError(f"{root} is no Megatron checkpoint: it has no {TRACKER}.", "Give a checkpoint's root folder.")
+    said = (root / TRACKER).read_text(encoding="utf-8").strip()
+    if said != RELEASE and not said.isdigit():
+        raise UserError(f"{root / TRACKER} says {said!r}.", f"It should say `{RELEASE}` or the number of a step.")
+    folder = root / iteration_name(None if said == RELEASE else int(said))
+    if not is_iteration(folder):
+        raise UserError(
+            f"{root / TRACKER} points to {folder.name}, which is no finished checkpoint.",
+            f"Finished there: {', '.join(sorted(p.name for p in root.iterdir() if is_iteration(p))) or 'none'}.",
+        )
+    return folder
+
+
+def hf_folder(path: str | Path) -> Path:
+    """The folder with config.json and tokenizer: of a Hugging Face folder itself, of a checkpoint its `hf/`."""
+    path = Path(path)
+    folder = latest(path) / HF if is_megatron(path) else path
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} has no config.json.",
+            "Give a folder in Hugging Face format, or a Megatron checkpoint with its hf/ folder.",
+        )
+    return folder
+
+
+def read_config(path: str | Path) -> Config:
+    """config.json of a Hugging Face folder or a Megatron checkpoint."""
+    return read_json(hf_folder(path) / "config.json")
+
+
+def hf_files(folder: str | Path) -> list[Path]:
+    """The files of a Hugging Face folder that are not weights: config, tokenizer, templates, licence."""
+    return sorted(
+        file
+        for file in Path(folder).iterdir()
+        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and not file.name.startswith(".")
+    )
+
+
+def copy_hf_files(source: str | Path, target: str | Path) -> None:
+    """Copy everything but the weights from one Hugging Face folder into another, made if need be."""
+    target = Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    with full_disk_is_the_users(target):
+        for file in hf_files(source):
+            shutil.copyfile(file, target / file.name)

@@ -1,0 +1,1 @@
+"""One data file for each model family; `converters.family` finds them."""

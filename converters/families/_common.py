@@ -1,0 +1,116 @@
+"""What the dense Llama-like families share: the rules for their tensors and most of their config table.
+
+A family's file states what it adds or changes; everything else is here once.
+Dimensions: `query` = heads × head size, `key_value` = key-value heads × head size, `head` = head size.
+"""
+
+from converters.config_table import Only, Opposite, Rope, Row, Same
+from converters.rules import CONCATENATE, INTERLEAVE_GROUPS, PAD_VOCABULARY, Rule, hf
+
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
+
+_LAYER = "model.layers.{layer}."
+_ATTENTION = _LAYER + "self_attn."
+_MLP = _LAYER + "mlp."
+_MEGATRON = "decoder.layers."
+
+CONFIG: tuple[Row, ...] = (
+    Same("num_hidden_layers", "num_layers"),
+    Same("hidden_size", "hidden_size"),
+    Same("intermediate_size", "ffn_hidden_size"),
+    Same("num_attention_heads", "num_attention_heads"),
+    Same("max_position_embeddings", "max_position_embeddings"),
+    Same("vocab_size", "vocab_size"),
+    Same("rms_norm_eps", "norm_epsilon", default=1e-6),
+    Same("initializer_range", "init_method_std", default=0.02),
+    Same("attention_dropout", "attention_dropout", default=0.0),
+    Opposite("tie_word_embeddings", "untie_embeddings_and_output_weights", default=False),
+    Rope(),
+    Only("hidden_act", "silu", "the gate of these families is SiLU"),
+    Only("quantization_config", None, "quantised weights are not rows of numbers that can be moved"),
+    Only("rope_interleaved", False, "the rotation of these families is by halves"),
+)
+
+DENSE: tuple[Rule, ...] = (
+    Rule(EMBEDDING, (hf("model.embed_tokens.weight", "vocab", "hidden"),), PAD_VOCABULARY),
+    Rule(
+        _MEGATRON + "self_attention.linear_qkv.layer_norm_weight",
+        (hf(_LAYER + "input_layernorm.weight", "hidden"),),
+    ),
+    Rule(
+        _MEGATRON + "self_attention.linear_qkv.weight",
+        (
+            hf(_ATTENTION + "q_proj.weight", "query", "hidden"),
+            hf(_ATTENTION + "k_proj.weight", "key_value", "hidden"),
+            hf(_ATTENTION + "v_proj.weight", "key_value", "hidden"),
+        ),
+        INTERLEAVE_GROUPS,
+    ),
+    Rule(_MEGATRON + "self_attention.linear_proj.weight", (hf(_ATTENTION + "o_proj.weight", "hidden", "query"),)),
+    Rule(
+        _MEGATRON + "mlp.linear_fc1.layer_norm_weight",
+        (hf(_LAYER + "post_attention_layernorm.weight", "hidden"),),
+    ),
+    Rule(
+        _MEGATRON + "mlp.linear_fc1.weight",
+        (hf(_MLP + "gate_proj.weight", "ffn", "hidden"), hf(_MLP + "up_proj.weight", "ffn", "hidden")),
+        CONCATENATE,
+        fragments=2,
+    ),
+    Rule(_MEGATRON + "mlp.linear_fc2.weight", (hf(_MLP + "down_proj.weight", "hidden", "ffn"),)),
+    Rule("decoder.final_layernorm.weight", (hf("model.norm.weight", "hidden"),)),
+    Rule(
+        OUTPUT,
+        (hf("lm_head.weight", "vocab", "hidden"),),
+        PAD_VOCABULARY,
+        when="untie_embeddings_and_output_weights",
+    ),
+)
+
+QKV_BIAS = Rule(
+    _MEGATRON + "self_attention.linear_qkv.bias",
+    (
+        hf(_ATTENTION + "q_proj.bias", "query"),
+        hf(_ATTENTION + "k_proj.bias", "key_value"),
+        hf(_ATTENTION + "v_proj.bias", "key_value"),
+    ),
+    INTERLEAVE_GROUPS,
+    when="add_qkv_bias",
+)
+
+OUTPUT_BIAS = Rule(
+    _MEGATRON + "self_attention.linear_proj.bias",
+    (hf(_ATTENTION + "o_proj.bias", "hidden"),),
+    when="attention_output_bias",
+)
+
+MLP_BIAS: tuple[Rule, ...] = (
+    Rule(
+        _MEGATRON + "mlp.linear_fc1.bias",
+        (hf(_MLP + "gate_proj.bias", "ffn"), hf(_MLP + "up_proj.bias", "ffn")),
+        CONCATENATE,
+        when="add_bias_linear",
+        fragments=2,
+    ),
+    Rule(_MEGATRON + "mlp.linear_fc2.bias", (hf(_MLP + "down_proj.bias", "hidden"),), when="add_bias_linear"),
+)
+
+QK_NORM: tuple[Rule, ...] = (
+    Rule(
+        _MEGATRON + "self_attention.q_layernorm.weight",
+        (hf(_ATTENTION + "q_norm.weight", "head"),),
+        when="qk_layernorm",
+    ),
+    Rule(
+        _MEGATRON + "self_attention.k_layernorm.weight",
+        (hf(_ATTENTION + "k_norm.weight", "head"),),
+        when="qk_layernorm",
+    ),
+)
+
+RECOMPUTABLE = (
+    "model.layers.{layer}.self_attn.rotary_emb.inv_freq",
+    "model.rotary_emb.inv_freq",
+)
+"""Buffers of old files that the config already determines; a conversion leaves them out and says so."""

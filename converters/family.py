@@ -1,0 +1,110 @@
+"""A model family: how its config and its tensors are called on both sides, as data.
+
+The files in `converters/families/` each hold one `FAMILY`; conversion, model building and the planner
+read it. Adding a family means adding a file there.
+"""
+
+import functools
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+from converters import families
+from converters.config_table import Config, MegatronArguments, Row
+from converters.rules import Rule
+from swift_mega.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything the project knows about one architecture."""
+
+    name: str
+    """transformers' `model_type`."""
+
+    architectures: tuple[str, ...]
+    """transformers' class names, as in `architectures` of config.json."""
+
+    config: tuple[Row, ...]
+    rules: tuple[Rule, ...]
+    recomputable: tuple[str, ...] = ()
+    """Names of stored buffers that the config determines."""
+
+    def megatron_arguments(self, hf_config: Config) -> MegatronArguments:
+        """The config in Megatron's words.
+
+        Raises:
+            UserError: a value that megatron-core cannot express; names field, value and what is possible.
+        """
+        values: dict[str, Any] = {}
+        for row in self.config:
+            values |= row.to_megatron(hf_config)
+        return MegatronArguments(**values)
+
+    def hf_config(self, arguments: MegatronArguments, base: Config | None = None) -> Config:
+        """The way back. What `base` already says the same way keeps its spelling, the rest is written anew."""
+        config: Config = dict(base) if base else {"architectures": [self.architectures[0]], "model_type": self.name}
+        for row in self.config:
+            written = row.to_hf(arguments)
+            if base is not None and _says(row, base, arguments):
+                continue
+            config = {name: value for name, value in config.items() if name not in row.fields} | written
+        return config
+
+    def rules_for(self, arguments: MegatronArguments) -> list[Rule]:
+        """The rules whose tensor this model has."""
+        return [rule for rule in self.rules if rule.when is None or getattr(arguments, rule.when)]
+
+
+def _says(row: Row, config: Config, arguments: MegatronArguments) -> bool:
+    """Whether `config` already states, through this row, what `arguments` ask for."""
+    return all(getattr(arguments, name) == value for name, value in row.to_megatron(config).items())
+
+
+def sizes(arguments: MegatronArguments, padded_vocab_size: int) -> dict[str, int]:
+    """The named dimensions that rules speak of."""
+    return {
+        "layer": arguments.num_layers,
+        "hidden": arguments.hidden_size,
+        "ffn": arguments.ffn_hidden_size,
+        "head": arguments.kv_channels,
+        "group": arguments.num_query_groups,
+        "query": arguments.num_attention_heads * arguments.kv_channels,
+        "key_value": arguments.num_query_groups * arguments.kv_channels,
+        "vocab": arguments.vocab_size,
+        "padded_vocab": padded_vocab_size,
+    }
+
+
+def padded_vocab_size(vocab_size: int, divisible_by: int = 128, tensor_parallel: int = 1) -> int:
+    """The next multiple of `divisible_by × tensor_parallel`, as Megatron pads."""
+    multiple = divisible_by * tensor_parallel
+    return -(-vocab_size // multiple) * multiple
+
+
+@functools.cache
+def registry() -> dict[str, Family]:
+    """Architecture name → family, from the data files."""
+    names = [module.name for module in pkgutil.iter_modules(families.__path__) if not module.name.startswith("_")]
+    found = [importlib.import_module(f"{families.__name__}.{name}").FAMILY for name in sorted(names)]
+    return {architecture: family for family in found for architecture in family.architectures}
+
+
+def family_of(hf_config: Config) -> Family:
+    """The family of a `config.json`.
+
+    Raises:
+        UserError: an architecture without a data file; lists those that have one.
+    """
+    known = registry()
+    named = hf_config.get("architectures") or [
+        architecture for architecture, family in known.items() if family.name == hf_config.get("model_type")
+    ]
+    for architecture in named:
+        if architecture in known:
+            return known[architecture]
+    raise UserError(
+        f"the architecture {', '.join(named) or hf_config.get('model_type', 'of this config.json')} is not supported.",
+        f"Supported: {', '.join(sorted(known))}.",
+    )

@@ -1,0 +1,147 @@
+"""How one Megatron tensor is made of Hugging Face tensors: an ordered list of row segments.
+
+A rule is a *row map*. The Megatron tensor of one layer is, along its first axis, a list of segments,
+each a run of rows of one source tensor or a run of zeros; the other axes are untouched. Both
+directions read the same list, so the way back cannot drift from the way there:
+
+    linear_qkv = [q rows of group 0 | k rows of group 0 | v rows of group 0 | q rows of group 1 | …]
+
+No arithmetic and no dtype: rows are bytes. The operations are a closed set of functions from sizes to
+segments; a rule names one of them, and is otherwise data.
+"""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Sizes = Mapping[str, int]
+"""Named dimensions of one model: `hidden`, `query`, `key_value`, `vocab`, `padded_vocab`, `layer`, …"""
+
+
+class Segment(NamedTuple):
+    """`rows` consecutive rows that start at row `first` of source number `source` (None: zeros)."""
+
+    source: int | None
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A member of the closed set: row counts of the sources and sizes of the model → segments."""
+
+    name: str
+    segments: Callable[[Sequence[int], Sizes], list[Segment]]
+
+
+def _concatenate(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
+    """The sources one after another."""
+    return [Segment(source, 0, count) for source, count in enumerate(rows)]
+
+
+def _interleave_groups(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
+    """q, k, v → for each key-value group: its query heads, its key head, its value head."""
+    groups = sizes["group"]
+    return [
+        Segment(source, group * (count // groups), count // groups)
+        for group in range(groups)
+        for source, count in enumerate(rows)
+    ]
+
+
+def _pad_vocabulary(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
+    """The source, then zero rows up to the padded vocabulary."""
+    return [Segment(0, 0, rows[0]), Segment(None, 0, sizes["padded_vocab"] - rows[0])]
+
+
+COPY = Operation("copy", _concatenate)
+CONCATENATE = Operation("concatenate", _concatenate)
+INTERLEAVE_GROUPS = Operation("grouped-query interleave", _interleave_groups)
+PAD_VOCABULARY = Operation("pad vocabulary", _pad_vocabulary)
+
+
+@dataclass(frozen=True)
+class HfTensor:
+    """A Hugging Face tensor by its name (with `{layer}` where it is one of many) and named dimensions."""
+
+    name: str
+    dimensions: tuple[str, ...]
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return tuple(sizes[dimension] for dimension in self.dimensions)
+
+
+def hf(name: str, *dimensions: str) -> HfTensor:
+    return HfTensor(name, dimensions)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One Megatron tensor, for all layers at once."""
+
+    megatron: str
+    """Key in a `torch_dist` checkpoint, in TransformerEngine's spelling."""
+
+    sources: tuple[HfTensor, ...]
+    operation: Operation = COPY
+    when: str | None = None
+    """Name of the Megatron argument that must be true for the tensor to exist. None: always there."""
+
+    fragments: int = 1
+    """Equal row blocks that megatron-core stores apart: 2 for gate and up. More do not change the tensor."""
+
+    @property
+    def stack(self) -> tuple[str, ...]:
+        """Placeholders of the source names that become leading axes of the Megatron tensor: `("layer",)`."""
+        own = _placeholders(self.megatron)
+        return tuple(name for name in _placeholders(self.sources[0].name) if name not in own)
+
+    def segments(self, sizes: Sizes) -> list[Segment]:
+        """The row map of one layer, without empty segments.
+
+        Raises:
+            ValueError: it does not use every source row exactly once (a fault of the rule).
+        """
+        rows = [source.shape(sizes)[0] for source in self.sources]
+        segments = [segment for segment in self.operation.segments(rows, sizes) if segment.rows]
+        inverse(segments, rows)
+        return segments
+
+
+class Move(NamedTuple):
+    """`rows` rows from row `target` of the Megatron tensor belong at row `first` of the source."""
+
+    target: int
+    first: int
+    rows: int
+
+
+def inverse(segments: Sequence[Segment], rows: Sequence[int]) -> list[list[Move]]:
+    """For each source the moves that rebuild it from the Megatron tensor, in its own row order.
+
+    Raises:
+        ValueError: a source row is used twice or not at all, so there is no way back.
+    """
+    moves: list[list[Move]] = [[] for _ in rows]
+    target = 0
+    for segment in segments:
+        if segment.rows < 0:
+            raise ValueError(f"segment {segment} has a negative length")
+        if segment.source is not None:
+            moves[segment.source].append(Move(target, segment.first, segment.rows))
+        target += segment.rows
+    for source, (total, own) in enumerate(zip(rows, moves, strict=True)):
+        own.sort(key=lambda move: move.first)
+        expected = 0
+        for move in own:
+            if move.first != expected:
+                raise ValueError(f"row {min(expected, move.first)} of source {source} is used twice or never")
+            expected += move.rows
+        if expected != total:
+            raise ValueError(f"{expected} of the {total} rows of source {source} are used")
+    return moves
+
+
+def _placeholders(name: str) -> tuple[str, ...]:
+    return tuple(field for _, field, _, _ in string.Formatter().parse(name) if field)
