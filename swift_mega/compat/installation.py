@@ -1,0 +1,84 @@
+"""Which redirections this machine needs, in which order, around the import of megatron."""
+
+import functools
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from swift_mega.compat import optional
+from swift_mega.compat.redirection import CompatError, Redirection
+
+HIDDEN = Redirection(
+    name="TransformerEngine and apex where they do not work",
+    library="megatron-core",
+    why="megatron-core expects an ImportError, and broken installations raise others at import",
+    names=(),
+    apply=optional.hide_unusable,
+    probe=optional.unusable_are_hidden,
+)
+
+
+def before_megatron() -> tuple[Redirection, ...]:
+    """What must be in place when megatron is imported."""
+    if torch.cuda.is_available():
+        return (HIDDEN,)
+    from swift_mega.compat.cpu_torch import REDIRECTIONS
+
+    return (HIDDEN, *REDIRECTIONS)
+
+
+def after_megatron() -> tuple[Redirection, ...]:
+    """What is replaced in megatron itself."""
+    from swift_mega.compat.megatron import WITHOUT_CUDA, WITHOUT_FUSED_ADAM, WITHOUT_TRANSFORMER_ENGINE
+
+    without_te = optional.transformer_engine() is not None
+    return (
+        *(() if torch.cuda.is_available() else WITHOUT_CUDA),
+        *(WITHOUT_FUSED_ADAM if without_te and optional.apex() is not None else ()),
+        *(WITHOUT_TRANSFORMER_ENGINE if without_te else ()),
+    )
+
+
+@functools.cache
+def install_redirections() -> tuple[Redirection, ...]:
+    """Install everything once and return what was installed.
+
+    Raises:
+        CompatError: megatron was imported before, is missing, or a redirection does not fit.
+    """
+    if "megatron.core" in sys.modules:
+        raise CompatError(
+            "megatron.core was imported before swift_mega.compat.install(); it has already taken what it found.",
+            "Call swift_mega.compat.install() first, then import megatron.",
+        )
+    if importlib.util.find_spec("megatron") is None or importlib.util.find_spec("megatron.core") is None:
+        raise CompatError("megatron-core is not installed.", "pip install 'megatron-core>=0.16.1,<0.20'")
+    first = before_megatron()
+    for redirection in first:
+        redirection.install()
+    with _quiet_import():
+        importlib.import_module("megatron.core")
+        second = after_megatron()
+        for redirection in second:
+            redirection.install()
+    return first + second
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Without five warnings that TransformerEngine and apex are missing (`doctor` says it), and on a CPU uncompiled."""
+    compile_function: Any = torch.compile
+    if not torch.cuda.is_available():
+        torch.compile = lambda function, *args, **kwargs: function  # type: ignore[assignment]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex).*")
+            yield
+    finally:
+        torch.compile = compile_function
