@@ -8,7 +8,8 @@ class DataConfig:
     """Megatron `.bin/.idx` files, as `swift-mega data build` writes them."""
 
     train: list[str] = field(default_factory=list)
-    """Prefixes of .bin/.idx pairs, each optionally preceded by its weight in the blend: `0.7 data/books`."""
+    """Prefixes of .bin/.idx pairs, each optionally preceded by its weight in the blend: `0.7 data/books`.
+    Without weights every source is read equally often."""
 
     valid: list[str] = field(default_factory=list)
     """As `train`, for evaluation. Empty: cut from `train` by `split`."""
@@ -21,6 +22,9 @@ class DataConfig:
 
     sequence_length: int = 1024
     """Tokens per sample."""
+
+    eod_mask_loss: bool = False
+    """Leave positions that hold the end-of-document token out of the loss."""
 
     cache_dir: str | None = None
     """Where the shuffled indexes are kept. null: `cache/` in the output folder."""

@@ -1,0 +1,114 @@
+"""Micro-batches for one data-parallel rank, in Megatron's order, from any sample on.
+
+Consecutive samples go round the ranks one micro-batch at a time: micro-batch `i` of rank `r` holds the
+samples `consumed + (i · dp_size + r) · micro_batch_size` and the next `micro_batch_size − 1`. A global
+batch is therefore the same set of samples for every data-parallel and micro-batch size.
+
+Which samples come next follows from `consumed_samples` alone, so a resumed run reads what the first
+one would have read, whatever its workers had read ahead. No random number is drawn here or in a worker.
+"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from swift_mega.data.manifest import token_out_of_range
+from swift_mega.data.stream import Sample, Stream
+
+PREFETCH_BATCHES = 4
+"""Per worker. A batch is small (64 kB for 1 × 1024 tokens) and a worker may stall on a cold disk."""
+
+
+class Loader(Iterator[Sample]):
+    """An iterator of micro-batches that says how long the training step waited for it.
+
+    Yields:
+        tokens, labels, position_ids: int64 `[micro_batch_size, sequence_length]`;
+        loss_mask: float32 of the same shape. CPU tensors, pinned where there is CUDA.
+
+    Attributes:
+        wait_s: seconds spent in `next` since the start; read it at two steps and subtract.
+    """
+
+    def __init__(self, stream: Stream, batches: "Batches", num_workers: int) -> None:
+        self.stream = stream
+        self.first = iter(batches)
+        self.wait_s = 0.0
+        self._batches = iter(
+            DataLoader(
+                stream,
+                batch_sampler=batches,
+                num_workers=num_workers,
+                # Forked workers inherit the mapped files; nothing is pickled, nothing is read twice.
+                multiprocessing_context="fork" if num_workers else None,
+                prefetch_factor=PREFETCH_BATCHES if num_workers else None,
+                worker_init_fn=_one_thread,
+                # DataLoader draws a seed for its workers; from the default generator, a start would shift dropout.
+                generator=torch.Generator(),
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Sample:
+        started = time.perf_counter()
+        batch: Sample = next(self._batches)
+        numbers = next(self.first)
+        if self.stream.unchecked:
+            self._check(batch, numbers)
+        self.wait_s += time.perf_counter() - started
+        return batch
+
+    def _check(self, batch: Sample, numbers: list[int]) -> None:
+        """Files without a manifest: a token beyond the embedding must end the run with its name, not in a kernel."""
+        for row, number in enumerate(numbers):
+            largest = int(torch.maximum(batch["tokens"][row].max(), batch["labels"][row].max()))
+            if largest >= self.stream.vocab_size:
+                source, within = self.stream.locate(number)
+                where = f"{self.stream.sources[source].prefix} (sample {within} of its order)"
+                raise token_out_of_range(where, largest, self.stream.vocab_size)
+
+
+class Batches:
+    """The sample numbers of each micro-batch of one rank; a last global micro-batch that is not full is left out."""
+
+    def __init__(self, stop: int, consumed_samples: int, micro_batch_size: int, dp_rank: int, dp_size: int) -> None:
+        self.stop = stop
+        self.consumed_samples = consumed_samples
+        self.micro_batch_size = micro_batch_size
+        self.dp_rank = dp_rank
+        self.dp_size = dp_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        together = self.micro_batch_size * self.dp_size
+        for first in range(self.consumed_samples, self.stop - together + 1, together):
+            mine = first + self.dp_rank * self.micro_batch_size
+            yield list(range(mine, mine + self.micro_batch_size))
+
+
+def loader(
+    stream: Stream,
+    *,
+    consumed_samples: int,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+    num_workers: int,
+) -> Loader:
+    """The micro-batches of this rank from sample `consumed_samples` on, to the end of `stream`.
+
+    Args:
+        consumed_samples: samples that all ranks together have trained on; for an evaluation 0.
+        micro_batch_size: samples per forward pass and rank.
+        num_workers: processes that read ahead; 0 reads inside `next`.
+    """
+    return Loader(stream, Batches(len(stream), consumed_samples, micro_batch_size, dp_rank, dp_size), num_workers)
+
+
+def _one_thread(_: int) -> None:
+    """A reader copies a few kilobytes; more threads would take cores from the training process."""
+    torch.set_num_threads(1)

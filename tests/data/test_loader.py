@@ -1,0 +1,105 @@
+"""Which rank reads which sample, and that a resumed run reads on exactly where the first one stopped."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from swift_mega.data import loader as loader_module
+from swift_mega.data.config import DataConfig
+from swift_mega.data.loader import Loader, loader
+from swift_mega.data.stream import Stream, build_streams
+
+GLOBAL_BATCH = 8
+
+
+@pytest.fixture
+def train(counting: Callable[..., str], tmp_path: Path) -> Stream:
+    """100 samples: two epochs of 49 and two of the third."""
+    config = DataConfig(train=[counting("a", 400)], sequence_length=8)
+    cache = tmp_path / "cache"
+    return build_streams(
+        config, seed=5, total_train_samples=100, eval_samples=0, vocab_size=60000, eod=None, cache_dir=cache
+    ).train
+
+
+def start(stream: Stream, consumed: int = 0, micro: int = 2, rank: int = 0, size: int = 1, workers: int = 0) -> Loader:
+    return loader(
+        stream, consumed_samples=consumed, micro_batch_size=micro, dp_rank=rank, dp_size=size, num_workers=workers
+    )
+
+
+def names(batches: Loader, stop: int | None = None) -> list[int]:
+    """The first token of each sample, which names it."""
+    return [int(token) for _, batch in zip(range(stop or 10**9), batches) for token in batch["tokens"][:, 0]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_the_streams_samples(train: Stream, workers: int) -> None:
+    batches = list(start(train, micro=4, workers=workers))
+    assert len(batches) == 25
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in batches[0].items()} == {
+        "tokens": (torch.int64, (4, 8)),
+        "labels": (torch.int64, (4, 8)),
+        "loss_mask": (torch.float32, (4, 8)),
+        "position_ids": (torch.int64, (4, 8)),
+    }
+    for number in range(100):
+        for name, value in train[number].items():
+            assert torch.equal(batches[number // 4][name][number % 4], value)
+
+
+@pytest.mark.parametrize(("micro", "size"), [(1, 1), (2, 1), (8, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8)])
+def test_a_global_batch_is_the_same_for_every_layout(train: Stream, micro: int, size: int) -> None:
+    per_rank = [names(start(train, micro=micro, rank=rank, size=size)) for rank in range(size)]
+    share = GLOBAL_BATCH // size
+    for step in range(100 // GLOBAL_BATCH):
+        together = [name for mine in per_rank for name in mine[step * share : (step + 1) * share]]
+        expected = [int(train[number]["tokens"][0]) for number in range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)]
+        assert sorted(together) == sorted(expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("consumed", [2, 40, 48, 50, 98])
+def test_resume_reads_on_where_the_run_stopped(train: Stream, consumed: int, workers: int) -> None:
+    """48 and 50 lie on either side of the first epoch's end. An off-by-one in the data position fails here."""
+    whole = names(start(train))
+    stopped = start(train, workers=workers)
+    before = names(stopped, consumed // 2)
+    assert before + names(start(train, consumed, workers=workers)) == whole
+
+
+def test_a_data_position_off_by_one_is_noticed(train: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail: shift the position by one and its comparison does not hold."""
+    whole = names(start(train))
+    rows = loader_module.Batches.__iter__
+
+    def shifted(self: loader_module.Batches) -> Any:
+        self.consumed_samples += 1
+        return rows(self)
+
+    monkeypatch.setattr(loader_module.Batches, "__iter__", shifted)
+    assert whole[:40] + names(start(train, 40)) != whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_leaves_the_random_state_alone(train: Stream, workers: int) -> None:
+    """A start that draws a random number would shift dropout in a resumed run."""
+    before = torch.random.get_rng_state()
+    names(start(train, workers=workers), 10)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_is_left_over_is_not_read(train: Stream) -> None:
+    assert len(list(start(train, micro=3, size=2))) == 16
+    assert list(start(train, consumed=100)) == []
+
+
+def test_wait_is_measured(train: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(loader_module.time, "perf_counter", lambda: float(next(clock)))
+    batches = start(train)
+    next(batches), next(batches)
+    assert batches.wait_s == 2.0
