@@ -2,7 +2,8 @@
 
 A configuration is a dataclass of dataclasses. Its sections are the groups of `--help`, the docstring
 under a field is the help text, its default is the default. `msgspec` checks types and names the path
-of a wrong value; argparse and PyYAML read; what is ours is the seam between them.
+of a wrong value; argparse and PyYAML read; what is ours is the seam between them. The two libraries are
+imported where they are used: `--help` needs neither.
 
 An option is written `--section.field value`. The section may be left out where the field's name is
 unique, and `-` may stand for `_`, so Megatron's own flags (`--tensor-model-parallel-size 2`) work.
@@ -19,9 +20,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-
-import msgspec
-import yaml
 
 from swift_mega.base.errors import UserError, nearest
 
@@ -69,7 +67,10 @@ def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
 
 def build(cls: type[T], values: dict[str, Any], origin: str = "configuration") -> T:
     """`values` (nested, as YAML gives it) as a checked `cls`; a wrong name or type is a UserError."""
+    import msgspec
+
     _check_names(cls, values, "", origin)
+    _check_required(cls, values, origin)
     try:
         return msgspec.convert(values, cls, strict=False)
     except msgspec.ValidationError as error:
@@ -79,7 +80,9 @@ def build(cls: type[T], values: dict[str, Any], origin: str = "configuration") -
 
 def _check_names(cls: type, values: Any, prefix: str, origin: str) -> None:
     if not isinstance(values, dict):
-        raise UserError(f"{origin}: `{prefix.rstrip('.') or 'top level'}` must hold `name: value` pairs, got {values!r}.")
+        raise UserError(
+            f"{origin}: `{prefix.rstrip('.') or 'top level'}` must hold `name: value` pairs, got {values!r}."
+        )
     hints = typing.get_type_hints(cls)
     for name, value in values.items():
         if name not in hints:
@@ -89,24 +92,44 @@ def _check_names(cls: type, values: Any, prefix: str, origin: str) -> None:
             _check_names(typing.cast(type, hints[name]), value, f"{prefix}{name}.", origin)
 
 
+def _check_required(cls: type, values: dict[str, Any], origin: str) -> None:
+    for leaf in leaves(cls):
+        *sections, name = leaf.path.split(".")
+        section = functools.reduce(lambda level, key: level.get(key) or {}, sections, values)
+        if leaf.default is dataclasses.MISSING and name not in section:
+            raise UserError(
+                f"{origin}: `{leaf.path}` is missing. {leaf.doc}",
+                f"Write it in the YAML file, or give `--{leaf.path}` on the command line.",
+            )
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping."""
+    import yaml
+
     try:
         text = Path(path).read_text(encoding="utf-8")
-        return yaml.safe_load(text) or {}
+        values = yaml.safe_load(text) or {}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.", "Give the path of a YAML file.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, not `name: value` pairs.")
+    return values
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain values, every default written out."""
+    import msgspec
+
     return typing.cast(dict[str, Any], msgspec.to_builtins(dataclasses.asdict(config)))
 
 
 def dump(config: Any) -> str:
     """The resolved configuration as YAML; `build(type(config), yaml)` gives an equal one back."""
+    import yaml
+
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
@@ -114,13 +137,16 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
     """One `--section.field` for every leaf of `cls`, grouped by section, with its short spellings."""
     options = list(leaves(cls))
     unique = {name for name, count in Counter(leaf.name for leaf in options).items() if count == 1}
+    sections = typing.get_type_hints(cls)
     groups: dict[str, Any] = {}
     for leaf in options:
-        section = leaf.path.partition(".")[0] if "." in leaf.path else cls.__name__
-        group = groups.setdefault(section, parser.add_argument_group(section)) if section not in groups else groups[section]
-        spellings = [leaf.path] + ([leaf.name] if leaf.name in unique and leaf.name != leaf.path else [])
+        section = leaf.path.partition(".")[0] if "." in leaf.path else ""
+        if section not in groups:
+            purpose = sections[section].__doc__ if section else cls.__doc__
+            groups[section] = parser.add_argument_group(section or "the run", purpose)
+        spellings = [leaf.path] + ([leaf.name] if leaf.name in unique else [])
         flags = dict.fromkeys(f"--{form}" for word in spellings for form in (word, word.replace("_", "-")))
-        group.add_argument(
+        groups[section].add_argument(
             *flags,
             dest=leaf.path,
             default=argparse.SUPPRESS,
@@ -165,10 +191,15 @@ def _type_name(hint: Any) -> str:
         return _type_name(args[0])
     if origin in (typing.Union, types.UnionType):
         return "|".join("null" if arg is type(None) else _type_name(arg) for arg in args)
-    return getattr(hint, "__name__", str(hint))
+    return getattr(hint, "__name__", str(hint)).upper()
 
 
 def _default_text(default: Any) -> str:
     if default is dataclasses.MISSING:
         return "(required)"
-    return f"(default: {'null' if default is None else default})"
+    # What null and an empty list stand for is said in the text of the option.
+    return (
+        ""
+        if default is None or default == []
+        else f"(default: {str(default).lower() if default in (True, False) else default})"
+    )

@@ -3,7 +3,7 @@
 On a terminal a progress bar is drawn by tqdm and `say` prints above it. In a log file, where a bar
 would be a page of carriage returns, the same call writes a plain line every `LOG_INTERVAL_S`, so
 that a long job is neither silent nor noisy. Torch-free: the rank is read from the environment that
-torchrun sets.
+torchrun sets. tqdm is imported on first use, as `--help` would pay 50 ms for it.
 """
 
 import os
@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
-
-from tqdm import tqdm
 
 LOG_INTERVAL_S = 10.0
 """Seconds between two progress lines where there is no terminal."""
@@ -37,6 +35,8 @@ def is_main() -> bool:
 def say(message: str = "") -> None:
     """Print `message` on stdout, above any progress bar; nothing on ranks other than 0."""
     if is_main():
+        from tqdm import tqdm
+
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
 
@@ -49,6 +49,8 @@ def progress(
 
     `unit="B", unit_scale=True` counts bytes and shows kB, MB, GB. Ranks other than 0 show nothing.
     """
+    from tqdm import tqdm
+
     if is_main() and not sys.stderr.isatty():
         lines = _PlainProgress(total, desc, unit, unit_scale, initial)
         yield lines
@@ -85,7 +87,7 @@ class _PlainProgress:
         self.postfix = s
 
     def finish(self) -> None:
-        self._print(f"done in {tqdm.format_interval(self._elapsed_s())}")
+        self._print(f"done in {_duration(self._elapsed_s())}")
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self.started_s
@@ -96,7 +98,7 @@ class _PlainProgress:
         rate = f"{1 / per_s:.1f} s/{self.unit}" if 0 < per_s < 1 else f"{self._count(per_s)}{self.unit}/s"
         if self.total is None or per_s == 0:
             return rate
-        return f"{rate}, {tqdm.format_interval((self.total - self.done) / per_s)} left"
+        return f"{rate}, {_duration((self.total - self.done) / per_s)} left"
 
     def _print(self, tail: str) -> None:
         self.printed_s = time.monotonic()
@@ -111,4 +113,14 @@ class _PlainProgress:
         print(", ".join(parts + [self.postfix] * bool(self.postfix)), file=sys.stderr, flush=True)
 
     def _count(self, value: float) -> str:
-        return str(tqdm.format_sizeof(value)) if self.unit_scale else f"{value:.4g}" if value % 1 else f"{value:.0f}"
+        from tqdm import tqdm
+
+        if self.unit_scale:
+            return str(tqdm.format_sizeof(value))
+        return f"{value:.4g}" if value % 1 else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    from tqdm import tqdm
+
+    return str(tqdm.format_interval(seconds))

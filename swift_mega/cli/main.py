@@ -1,0 +1,84 @@
+"""`swift-mega`: the command table, and how errors reach the person who typed the command.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> exit code or None`; its module
+docstring is the description in `--help`, and `args.argv` the command line as it was typed. This file and every command module import nothing heavy:
+help and a misspelt option are answered without torch.
+"""
+
+import importlib
+import importlib.util
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+from swift_mega.base.errors import UserError, nearest
+from swift_mega.base import failures
+from swift_mega.cli.parser import Parser
+
+
+class Command(NamedTuple):
+    """Where a command lives and what it does, in one line."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "pretrain": Command("swift_mega.cli.pretrain", "start or continue the pretraining of a model"),
+    "convert": Command("converters.commands", "turn a Hugging Face model into a Megatron checkpoint, or back"),
+    "data": Command("swift_mega.data.commands", "build and inspect the token files that training reads"),
+    "doctor": Command("launch.doctor", "show versions and devices, what is missing and what that costs"),
+}
+
+HELP = """usage: swift-mega <command> [options]
+
+Large-scale pretraining of language models on Megatron-Core; models come from and go back to Hugging Face.
+
+commands:
+{commands}
+
+options:
+  -h, --help      show this text
+  --version       show the version
+
+`swift-mega <command> --help` lists every option of a command."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command in `argv` (default: the process's own) and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    with failures.explained() as outcome:
+        outcome.exit_code = _dispatch(argv)
+    return outcome.exit_code
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<14}  {command.summary}" for name, command in COMMANDS.items())))
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version  # imports 40 ms of email parsing: not for --help
+
+        print(f"swift-mega {version('swift-mega')}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UserError(f"there is no command `{argv[0]}`.", nearest(argv[0], COMMANDS))
+    _check_siblings()
+    command = importlib.import_module(COMMANDS[argv[0]].module)
+    parser = Parser(prog=f"swift-mega {argv[0]}", description=command.__doc__)
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(argv[1:], Namespace(argv=argv))) or 0
+
+
+def _check_siblings() -> None:
+    """The packages beside ours have common names: say so when Python finds somebody else's."""
+    home = Path(__file__).resolve().parents[2]
+    for name in ("converters", "launch"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if found != home / name:
+            raise UserError(
+                f"Python finds the package `{name}` in {found or 'no folder'}, but swift-mega's is {home / name}.",
+                "Start the command in another folder, or take the folder that holds it out of PYTHONPATH.",
+            )

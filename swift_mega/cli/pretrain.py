@@ -1,0 +1,72 @@
+"""Start or continue the pretraining of a model on Megatron-Core.
+
+The run is described by a YAML file, by options, or by both: an option wins over the file. Every option
+is `--section.field value` and stands in the file as `field` under `section`. The section may be left
+out where no other has that field (`--lr 1e-5`), and `-` may stand for `_`, so that Megatron's own flags
+work as they are (`--tensor-model-parallel-size 2`).
+
+  swift-mega pretrain run.yaml
+  swift-mega pretrain run.yaml --nproc 2 --tensor-model-parallel-size 2 --sequence-parallel
+  torchrun --nproc-per-node 8 -m swift_mega pretrain run.yaml
+"""
+
+import argparse
+import os
+from swift_mega.base import config as configs
+from swift_mega.base.errors import UserError
+from swift_mega.methods.config import PretrainConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a run, and how it is started."""
+    parser.usage = f"{parser.prog} [run.yaml] [--section.field value ...] [--nproc N] [--dry-run]"
+    parser.add_argument("config", nargs="?", metavar="run.yaml", help="the options of the run in YAML")
+    parser.add_argument(
+        "--nproc", type=_process_count, default=1, metavar="N", help="processes on this machine (default: 1)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything that needs no model, show it, and stop"
+    )
+    configs.add_options(parser, PretrainConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check what can be checked without torch, then train: here, or in `args.nproc` processes started here."""
+    values = configs.merge(
+        configs.read_yaml(args.config) if args.config else {}, configs.overrides(args, PretrainConfig)
+    )
+    config = configs.build(PretrainConfig, values, args.config or "command line")
+    if "WORLD_SIZE" in os.environ:
+        _check_launched(args.nproc, int(os.environ["WORLD_SIZE"]))
+        return _train(config)
+    # Not at the top: --help needs neither numpy, with which model files are read, nor subprocess.
+    from launch import local
+    from swift_mega.methods.check import check, describe
+
+    arguments = check(config, args.nproc)
+    if args.dry_run:
+        print(f"{configs.dump(config)}\n{describe(config, args.nproc, arguments)}")
+        return 0
+    return local.run(args.argv, args.nproc) if args.nproc > 1 else _train(config)
+
+
+def _check_launched(nproc: int, world_size: int) -> None:
+    """`--nproc` is for us to start processes; where they have been started it may only agree."""
+    if nproc not in (1, world_size):
+        raise UserError(
+            f"--nproc {nproc} is given, but a launcher has started {world_size} processes already (WORLD_SIZE).",
+            "Leave --nproc out under torchrun.",
+        )
+
+
+def _train(config: PretrainConfig) -> int:
+    from swift_mega.methods.pretrain import pretrain
+
+    pretrain(config)
+    return 0
+
+
+def _process_count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, which starts at 1")
+    return int(text)
