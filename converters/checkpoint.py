@@ -20,8 +20,19 @@ MARKER = "metadata.json"
 """Every iteration folder has it; megatron-core recognises a distributed checkpoint by it."""
 HF = "hf"
 
-WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5",
-                   ".msgpack", ".onnx", ".partial")
+WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".partial",
+)
 """Files of a Hugging Face folder that hold weights, or say where they are."""
 
 

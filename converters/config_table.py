@@ -348,7 +348,8 @@ class WindowByLayer:
         layers = config["num_hidden_layers"]
         first = config.get("max_window_layers", self.default_first)
         kinds = config.get("layer_types") or [
-            "sliding_attention" if window is not None and layer >= first else "full_attention" for layer in range(layers)
+            "sliding_attention" if window is not None and layer >= first else "full_attention"
+            for layer in range(layers)
         ]
         wrong = set(kinds) - {"full_attention", "sliding_attention"}
         if wrong or len(kinds) != layers:

@@ -11,6 +11,7 @@ rule wants and the store lacks, ends with its name.
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -103,6 +104,13 @@ class MegatronView:
             *layer, fragment = position
             yield (*layer, fragment * rows, *(0,) * (len(shape) - depth - 1)), shape
 
+    def position(self, key: str, offset: Box) -> tuple[Path, int]:
+        """File and byte of the first source tensor of the layer at `offset`: what to sort reads by."""
+        depth = len(self._rules[key].stack)
+        _, names = next(self._layers(key, offset, (1,) * depth))
+        place = self.store.places[names[0]]
+        return place.file, place.offset
+
     def _layers(self, key: str, offset: Box, shape: Box) -> Iterator[tuple[tuple[int, ...], list[str]]]:
         """(index into the box, names of the source tensors) of each layer the box touches."""
         rule = self._rules[key]
@@ -174,15 +182,20 @@ class MegatronView:
     def _recomputable(self, names: set[str]) -> set[str]:
         buffers = {name for pattern in self.family.recomputable for name in expand(HfTensor(pattern, ()), self._sizes)}
         if names & buffers:
-            self.notes.append(f"left out {len(names & buffers)} buffers that the config determines, such as "
-                              f"`{min(names & buffers)}`")
+            self.notes.append(
+                f"left out {len(names & buffers)} buffers that the config determines, such as `{min(names & buffers)}`"
+            )
         return names & buffers
 
     def _tied_copy(self, names: set[str]) -> set[str]:
         """An output layer stored beside the embedding it is tied to: dropped only if it has the same bytes."""
         embedding = next(rule for rule in self.family.rules if rule.megatron == EMBEDDING).sources[0].name
         output = next(rule for rule in self.family.rules if rule.megatron == OUTPUT).sources[0].name
-        if self.arguments.untie_embeddings_and_output_weights or output not in names or embedding not in self.store.tensors:
+        if (
+            self.arguments.untie_embeddings_and_output_weights
+            or output not in names
+            or embedding not in self.store.tensors
+        ):
             return set()
         if self.store.tensors[output] != self.store.tensors[embedding] or not _same_bytes(
             self.store.array(output), self.store.array(embedding)
@@ -204,9 +217,7 @@ def expand(source: HfTensor, sizes: Mapping[str, int]) -> list[str]:
 
 def shapes(rules: list[Rule], sizes: Mapping[str, int]) -> dict[str, Box]:
     """Hugging Face name → shape for the tensors of `rules`, in the order of the model."""
-    return {
-        name: source.shape(sizes) for rule in rules for source in rule.sources for name in expand(source, sizes)
-    }
+    return {name: source.shape(sizes) for rule in rules for source in rule.sources for name in expand(source, sizes)}
 
 
 def hf_tensors(family: Family, arguments: MegatronArguments, dtypes: Mapping[str, str]) -> dict[str, TensorSpec]:

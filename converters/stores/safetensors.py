@@ -185,7 +185,9 @@ def _some(names: set[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def create(path: str | Path, tensors: Mapping[str, TensorSpec], max_shard_bytes: int = 5_000_000_000) -> SafetensorsFolder:
+def create(
+    path: str | Path, tensors: Mapping[str, TensorSpec], max_shard_bytes: int = 5_000_000_000
+) -> SafetensorsFolder:
     """Preallocate files for `tensors` (in this order over the shards), ready to be filled.
 
     The files carry `.partial` names until `finish`. Other processes join with `attach`. The blocks are
@@ -224,9 +226,7 @@ def finish(store: SafetensorsFolder) -> None:
         if len(shards) > 1 or SINGLE not in {final.name for final in shards.values()}:
             write_json(store.path / INDEX, _index(store))
     _sync(store.path)
-    store.places = {
-        name: Place(place.spec, shards[place.file], place.offset) for name, place in store.places.items()
-    }
+    store.places = {name: Place(place.spec, shards[place.file], place.offset) for name, place in store.places.items()}
 
 
 def _index(store: SafetensorsFolder) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""The command `swift-mega convert`: its options, and the call. Torch-free until it runs."""
+
+import argparse
+from pathlib import Path
+
+from swift_mega.base.errors import UserError
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `convert`."""
+    parser.add_argument("source", metavar="SRC", help="Hugging Face id or folder, or Megatron checkpoint")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must be empty or absent")
+    parser.add_argument("--to", choices=["megatron", "hf"], help="what DST is to be (default: the other of the two)")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST when the conversion has succeeded")
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], help="cast the weights (default: as they are stored)")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default: 5GB)")
+    parser.add_argument(
+        "--vocab-divisible-by",
+        type=int,
+        default=128,
+        metavar="N",
+        help="pad the Megatron embedding to a multiple of N times --target-tp (default: 128)",
+    )
+    parser.add_argument(
+        "--target-tp", type=int, default=1, metavar="N", help="tensor parallel size to pad for (default: 1)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of SRC on the hub")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the options say."""
+    from converters.convert import DTYPES, Options, convert
+    from swift_mega.base.hub import resolve_model
+
+    for name in ("vocab_divisible_by", "target_tp"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}.", "Give a number of at least 1.")
+    options = Options(
+        overwrite=args.overwrite,
+        max_shard_bytes=parse_size(args.max_shard_size),
+        dtype=DTYPES[args.dtype] if args.dtype else None,
+        vocab_divisible_by=args.vocab_divisible_by,
+        target_tp=args.target_tp,
+    )
+    source = Path(args.source)
+    convert(
+        source if source.exists() else resolve_model(args.source, args.revision),
+        args.target,
+        to=args.to,
+        options=options,
+    )
+
+
+def parse_size(text: str) -> int:
+    """Bytes in `5GB`, `500MB` or a plain number; decimal units, as transformers reads them."""
+    number = text.strip().upper().rstrip("BKMGT")
+    unit = text.strip().upper()[len(number) :] or "B"
+    if unit not in UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        raise UserError(f"--max-shard-size is {text!r}.", f"Give a number with one of {', '.join(UNITS)}, such as 5GB.")
+    return int(float(number) * UNITS[unit])
