@@ -59,26 +59,26 @@ def install_redirections() -> tuple[Redirection, ...]:
         )
     if importlib.util.find_spec("megatron") is None or importlib.util.find_spec("megatron.core") is None:
         raise CompatError("megatron-core is not installed.", "pip install 'megatron-core>=0.16.1,<0.20'")
+    # Said at the import of five modules, some of them later than this; `doctor` is the place for it.
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*not installed")
     first = before_megatron()
     for redirection in first:
         redirection.install()
-    with _quiet_import():
+    with _uncompiled_without_cuda():
         importlib.import_module("megatron.core")
-        second = after_megatron()
-        for redirection in second:
-            redirection.install()
+    second = after_megatron()
+    for redirection in second:
+        redirection.install()
     return first + second
 
 
 @contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Without five warnings that TransformerEngine and apex are missing (`doctor` says it), and on a CPU uncompiled."""
+def _uncompiled_without_cuda() -> Iterator[None]:
+    """megatron decorates its fusions with torch.compile at import; on a CPU they stay plain functions."""
     compile_function: Any = torch.compile
     if not torch.cuda.is_available():
         torch.compile = lambda function, *args, **kwargs: function  # type: ignore[assignment]
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex).*")
-            yield
+        yield
     finally:
         torch.compile = compile_function

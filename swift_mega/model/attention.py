@@ -1,0 +1,118 @@
+"""Attention by torch's scaled_dot_product_attention, as a core attention of megatron's layers.
+
+megatron-core's own local attention writes out the [b, heads, s, s] scores; this one runs torch's flash
+kernels, on a CPU too.
+
+Shapes: s sequence, b micro batch, h query heads and g key-value heads of this tensor-parallel rank,
+d head size.
+"""
+
+import contextlib
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
+from torch import Tensor
+
+
+@functools.lru_cache(maxsize=8)
+def sliding_window_mask(length: int, window: tuple[int, int], device: torch.device) -> Tensor:
+    """[s, s], True where query (row) may see key (column): at most `window` = (left, right) tokens away."""
+    left, right = window
+    may_see = torch.ones(length, length, dtype=torch.bool, device=device)
+    return may_see.triu(-left).tril(right)
+
+
+class SDPAAttention(MegatronModule):
+    """Causal or masked attention; grouped queries, sliding window and dropout included.
+
+    Args:
+        config: of the model.
+        layer_number: counted from 1 over the whole model; decides whether a sliding window applies.
+        attn_mask_type: what `attention_mask=None` means, unless the call says otherwise.
+        attention_type: megatron's "self" or "cross"; no difference here.
+        softmax_scale: factor of the scores. None: 1/√d.
+        cp_comm_type: of context parallelism, which this attention does not do.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1 or config.apply_query_key_layer_scaling or config.softmax_type != "vanilla":
+            raise ValueError("SDPAAttention has no context parallelism, no layer scaling and only the plain softmax")
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = softmax_scale
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.window: tuple[int, int] | None = config.window_size if windowed else None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """[s, b, h, d], [s, b, g, d], [s, b, g, d] → [s, b, h·d].
+
+        `attention_mask` is megatron's, True where a score is masked; None leaves it to the mask type.
+        """
+        if attention_bias is not None or packed_seq_params is not None:
+            raise ValueError("SDPAAttention takes no attention bias and no packed sequences")
+        mask, causal = self._visible(query, key, attention_mask, attn_mask_type or self.attn_mask_type)
+        grouped = query.size(2) != key.size(2)
+        in_kernel = mask is None and (query.device.type == "cpu" or query.dtype != torch.float32)
+        if grouped and not in_kernel:
+            # Only the flash kernels know grouped queries; the others would write out all scores.
+            key, value = (kv.repeat_interleave(query.size(2) // key.size(2), dim=2) for kv in (key, value))
+        with self._random_states():
+            context = F.scaled_dot_product_attention(
+                *(x.permute(1, 2, 0, 3) for x in (query, key, value)),
+                attn_mask=mask,
+                is_causal=causal,
+                dropout_p=self.config.attention_dropout if self.training else 0.0,
+                scale=self.softmax_scale,
+                enable_gqa=grouped and in_kernel,
+            )
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _visible(
+        self, query: Tensor, key: Tensor, attention_mask: Tensor | None, mask_type: AttnMaskType
+    ) -> tuple[Tensor | None, bool]:
+        """The mask for torch (True where a score counts) and whether the kernel shall mask causally instead."""
+        if attention_mask is not None:
+            return ~attention_mask, False
+        if mask_type == AttnMaskType.no_mask:
+            return None, False
+        length = query.size(0)
+        if self.window is not None and length > self.window[0] + 1:
+            return sliding_window_mask(length, self.window, query.device), False
+        return None, True
+
+    def _random_states(self) -> contextlib.AbstractContextManager[Any]:
+        """Heads are split over TP ranks, so their dropout draws from the rank's own state.
+
+        With sequence parallelism the whole block runs on that state already.
+        """
+        dropping = self.training and self.config.attention_dropout > 0
+        if not dropping or self.config.sequence_parallel:
+            return contextlib.nullcontext()
+        fork: contextlib.AbstractContextManager[Any] = tensor_parallel.get_cuda_rng_tracker().fork()
+        return fork
