@@ -1,0 +1,142 @@
+"""`loss.png`: what a run did, on one page.
+
+Above, the training loss of every logged step, thin, and smoothed, bold, with the held-out loss as
+points; below, learning rate and gradient norm. A vertical line marks each later start, with the name
+of its parallel layout where that has changed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GREY, INK = "#1f5fa8", "#d9660f", "#9aa1a9", "#23292f"
+
+STYLE = {
+    "font.size": 10,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e8eaed",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+}
+
+Lines = list[dict[str, Any]]
+
+
+def draw(lines: Lines, file: Path, title: str) -> None:
+    """Draw the `lines` of a metrics.jsonl as the picture `file`."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6.5), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        loss, lr, norm = figure.subplots(3, 1, sharex=True, height_ratios=(4, 1, 1))
+        _draw_loss(loss, lines)
+        _draw_small(lr, lines, "lr", "learning rate")
+        lr.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+        _draw_small(norm, lines, "grad_norm", "gradient norm")
+        _mark_starts((loss, lr, norm), lines)
+        steps = [line["step"] for line in lines] or [0]
+        margin = max(1, 0.04 * (max(steps) - min(steps)))
+        norm.set_xlim(min(steps) - margin, max(steps) + margin)
+        norm.set_xlabel("step")
+        norm.xaxis.set_major_locator(MaxNLocator(integer=True))
+        loss.set_title(title, loc="left", fontweight="bold", pad=24)
+        figure.savefig(file)
+
+
+def _draw_loss(axes: Axes, lines: Lines) -> None:
+    steps, values = _series(lines, "loss")
+    axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=1, label="training, each step")
+    if len(values) > 5:
+        axes.plot(steps, _smooth(values), color=BLUE, linewidth=2.2, label="training, smoothed")
+    held_steps, held = _series(lines, "eval/loss")
+    if len(held):
+        axes.plot(
+            held_steps,
+            held,
+            color=ORANGE,
+            linewidth=1.2,
+            linestyle=(0, (4, 2)),
+            marker="o",
+            markersize=6,
+            label="held out",
+        )
+        for index in {0, len(held) - 1}:
+            above = index == 0 or held[index] > held[0]
+            axes.annotate(
+                f"{held[index]:.3f}",
+                (held_steps[index], held[index]),
+                xytext=(0, 9 if above else -16),
+                textcoords="offset points",
+                ha="left" if index == 0 else "right",
+                color=ORANGE,
+                fontweight="bold",
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+            )
+    axes.set_ylabel("loss (nats per token)")
+    axes.margins(y=0.12)
+    if len(steps) or len(held):
+        axes.legend(frameon=False, loc="upper right")
+
+
+def _draw_small(axes: Axes, lines: Lines, name: str, label: str) -> None:
+    steps, values = _series(lines, name)
+    axes.plot(steps, values, color=INK, linewidth=1.2 if len(steps) < 500 else 0.6)
+    axes.set_ylabel(label.replace(" ", "\n"))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    if name == "grad_norm" and len(values) and values.min() > 0 and values.max() > 30 * np.median(values):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _mark_starts(panels: tuple[Axes, ...], lines: Lines) -> None:
+    """A line at each later start, and the layout's name above the first panel where it is another one."""
+    starts = [(line["step"], line["start"]) for line in lines if "start" in line]
+    last_step = max((line["step"] for line in lines), default=0)
+    before = ""
+    for number, (step, layout) in enumerate(starts):
+        x = step + 0.5 if number else step
+        for axes in panels if number else ():
+            axes.axvline(x, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
+        if layout != before:
+            panels[0].annotate(
+                f"resumed as {layout}" if number else layout,
+                (x, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="right" if x > 0.8 * last_step else "left",
+                fontsize=9,
+            )
+        before = layout
+
+
+def _series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one number, without those that were not finite."""
+    pairs = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    table = np.array(pairs, dtype=float).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean under a bell a fortieth of the run wide: it does not lag behind as a running mean does."""
+    sigma = max(1.5, len(values) / 40)
+    offsets = np.arange(-int(3 * sigma), int(3 * sigma) + 1)
+    bell = np.exp(-0.5 * (offsets / sigma) ** 2)
+    total = np.convolve(values, bell)
+    weight = np.convolve(np.ones_like(values), bell)
+    reach = int(3 * sigma)
+    return (total / weight)[reach : reach + len(values)]
