@@ -1,0 +1,26 @@
+"""Fixtures for the whole suite."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Several processes on few cores: more threads than one per process only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of a tiny Hugging Face model by name (see tests/support/tiny.py) and dtype, made once per session."""
+    from tests.support import tiny
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def folder(name: str, dtype: str = "float32") -> Path:
+        if (name, dtype) not in made:
+            made[name, dtype] = tiny.save(name, tmp_path_factory.mktemp("tiny") / f"{name}-{dtype}", dtype)
+        return made[name, dtype]
+
+    return folder

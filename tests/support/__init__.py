@@ -1,0 +1,1 @@
+"""What tests share: tiny models, and one launch of torchrun for many distributed cases."""
