@@ -19,6 +19,8 @@ RELEASE = "release"
 MARKER = "metadata.json"
 """Every iteration folder has it; megatron-core recognises a distributed checkpoint by it."""
 HF = "hf"
+UNFINISHED = ".unfinished"
+"""Suffix of a folder or file that is still being written; a crash leaves it behind, and nothing reads it."""
 
 WEIGHT_SUFFIXES = (
     ".safetensors",
@@ -39,6 +41,18 @@ WEIGHT_SUFFIXES = (
 def iteration_name(step: int | None) -> str:
     """Folder name of a step, or of converted weights (None)."""
     return RELEASE if step is None else f"iter_{step:07d}"
+
+
+def iterations(root: str | Path) -> list[Path]:
+    """The finished checkpoints of steps under `root`, oldest first."""
+    return sorted(folder for folder in Path(root).glob("iter_[0-9]*") if folder.suffix == "" and is_iteration(folder))
+
+
+def write_tracker(root: str | Path, step: int | None) -> None:
+    """Let the tracker point to a finished folder: written aside and renamed, so that it is never half a number."""
+    aside = Path(root) / f".{TRACKER}{UNFINISHED}"
+    aside.write_text(RELEASE if step is None else str(step), encoding="utf-8")
+    aside.replace(Path(root) / TRACKER)
 
 
 def is_iteration(path: Path) -> bool:

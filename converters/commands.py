@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
-    from converters.convert import DTYPES, Options, convert
     from swift_mega.base.hub import resolve_model
+
+    from converters.convert import DTYPES, Options, convert
 
     for name in ("vocab_divisible_by", "target_tp"):
         if getattr(args, name) < 1:

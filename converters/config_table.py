@@ -270,6 +270,8 @@ class Rope:
         kind = rope.get("rope_type") or rope.get("type") or "default"
         if kind == "default":
             return NO_SCALING
+        if kind in ("linear", "llama3") and "factor" not in rope:
+            raise UserError(f"config.json: `{spelling}` of type {kind!r} has no `factor`.", "Give it.")
         if kind == "linear":
             return {**NO_SCALING, "seq_len_interpolation_factor": rope["factor"]}
         if kind == "llama3":
@@ -339,7 +341,7 @@ class WindowByLayer:
             return NO_WINDOW
         if window is None:
             raise UserError(
-                "config.json: `layer_types` has sliding_attention, but `use_sliding_window` or `sliding_window` is off.",
+                "config.json: `layer_types` has sliding_attention, but use_sliding_window or sliding_window is off.",
                 "Set both, or make every layer full_attention.",
             )
         return {"window_size": (window - 1, 0), "window_attn_skip_freq": None if all(windowed) else windowed}

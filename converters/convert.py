@@ -7,22 +7,22 @@ for. The result is written under a temporary name beside the target and renamed 
 """
 
 import contextlib
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from converters import checkpoint
 from converters.config_table import Config
-from converters.family import family_of, padded_vocab_size
 from converters.families._common import EMBEDDING
-from converters.stores import safetensors
+from converters.family import family_of, padded_vocab_size
+from converters.stores import safetensors, torch_dist
 from converters.stores.files import full_disk_is_the_users, read_json, write_json
 from converters.tensors import TensorSpec
-from converters.view import Box, MegatronView, hf_tensors
+from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import Progress, progress, say
 from swift_mega.base.errors import UserError
 
@@ -77,13 +77,12 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
 
 
 def _to_megatron(source: Path, root: Path, options: Options) -> None:
-    from converters.stores import torch_dist
-
     config = checkpoint.read_config(source)
     family = family_of(config)
-    padded = padded_vocab_size(config["vocab_size"], options.vocab_divisible_by, options.target_tp)
+    vocab_size = family.megatron_arguments(config).vocab_size
+    padded = padded_vocab_size(vocab_size, options.vocab_divisible_by, options.target_tp)
     view = MegatronView(family, config, safetensors.open_folder(source), padded)
-    say(f"{source} → Megatron: {family.name}, vocabulary {view.arguments.vocab_size:,} padded to {padded:,}")
+    say(f"{source} → Megatron: {family.name}, vocabulary {vocab_size:,} padded to {padded:,}")
     _say_all(view.notes)
 
     tensors = {key: _cast_spec(spec, options.dtype) for key, spec in view.tensors.items()}
@@ -97,7 +96,7 @@ def _to_megatron(source: Path, root: Path, options: Options) -> None:
     with contextlib.closing(writer), _bytes_bar(view, "HF → Megatron") as bar:
         for key, offset, shape in jobs:
             array = view.read(key, offset, shape)
-            writer.write(key, offset, _cast(array, view.tensors[key].dtype, options.dtype))
+            writer.write(key, offset, torch_dist.cast(array, view.tensors[key].dtype, tensors[key].dtype))
             bar.update(array.nbytes)
         for key in objects:
             writer.write_object(key, torch_dist.empty_extra_state())
@@ -107,12 +106,10 @@ def _to_megatron(source: Path, root: Path, options: Options) -> None:
     checkpoint.copy_hf_files(source, folder / checkpoint.HF)
     _say_dtype(folder / checkpoint.HF / "config.json", tensors)
     with full_disk_is_the_users(root):
-        (root / checkpoint.TRACKER).write_text(checkpoint.RELEASE, encoding="utf-8")
+        checkpoint.write_tracker(root, None)
 
 
 def _to_hf(source: Path, target: Path, options: Options) -> None:
-    from converters.stores import torch_dist
-
     folder = checkpoint.latest(source)
     config = checkpoint.read_config(folder)
     family = family_of(config)
@@ -132,7 +129,7 @@ def _to_hf(source: Path, target: Path, options: Options) -> None:
     jobs = sorted(((key, chunk) for key in weights for chunk in stored.chunks[key]), key=lambda job: job[1][2:4])
     with contextlib.closing(store), _bytes_bar(view, "Megatron → HF") as bar:
         for key, chunk in jobs:
-            array = _cast(stored.read(key, chunk), weights[key].dtype, options.dtype)
+            array = torch_dist.cast(stored.read(key, chunk), weights[key].dtype, view.tensors[key].dtype)
             view.write(key, chunk.offset, array)
             bar.update(array.nbytes)
         safetensors.finish(store)
@@ -152,11 +149,8 @@ def _model_tensors(tensors: dict[str, TensorSpec], folder: Path) -> dict[str, Te
 
 def _left_out(keys: list[str]) -> list[str]:
     """One line for each kind of entry that is not a weight."""
-    kinds: dict[str, int] = {}
-    for key in keys:
-        kind = "_extra_state (fp8 state of TransformerEngine's layers)" if "._extra_state" in key else key.split(".")[0]
-        kinds[kind.split("/")[0]] = kinds.get(kind.split("/")[0], 0) + 1
-    return [f"left out {count:,} entries of {kind}: not weights" for kind, count in sorted(kinds.items())]
+    kinds = Counter("_extra_state" if "._extra_state" in key else re.split("[./]", key)[0] for key in keys)
+    return [f"left out {count:,} entries of `{kind}`: not weights" for kind, count in sorted(kinds.items())]
 
 
 def _check_keys(folder: Path, family: str, wanted: set[str], found: set[str]) -> None:
@@ -176,7 +170,7 @@ def _check_shapes(folder: Path, view: MegatronView, weights: dict[str, TensorSpe
     for key, spec in weights.items():
         if spec.shape != view.tensors[key].shape:
             raise UserError(
-                f"{folder}: `{key}` has shape {list(spec.shape)}, hf/config.json means {list(view.tensors[key].shape)}.",
+                f"{folder}: `{key}` is {list(spec.shape)}, with hf/config.json it would be {list(view.tensors[key].shape)}.",
                 "The checkpoint is of another model than hf/ says.",
             )
 
@@ -191,7 +185,7 @@ def _staged(source: Path, target: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"{target} is a file.", "Choose a folder as target.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UserError(f"{target} is not empty.", "Choose another target, or --overwrite to replace it.")
-    staging, replaced = (target.with_name(f".{target.name}.{suffix}") for suffix in ("partial", "replaced"))
+    staging, replaced = (target.with_name(f".{target.name}{suffix}") for suffix in (checkpoint.UNFINISHED, ".replaced"))
     with full_disk_is_the_users(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         # Left by a conversion that was killed; the names are ours alone.
@@ -217,22 +211,13 @@ def _cast_spec(spec: TensorSpec, dtype: str | None) -> TensorSpec:
     return TensorSpec(spec.shape, dtype or spec.dtype)
 
 
-def _cast(array: np.ndarray, stored: str, dtype: str | None) -> np.ndarray:
-    """The same numbers in another dtype, rounded to nearest even by torch where it is narrower."""
-    if dtype is None or dtype == stored:
-        return array
-    from converters.stores import torch_dist
-
-    return torch_dist.to_carrier(torch_dist.to_torch(array, stored).to(getattr(torch_dist.torch, dtype)))
-
-
 def _say_dtype(file: Path, tensors: dict[str, TensorSpec]) -> None:
     """Make config.json name the dtype in which most bytes are stored, where it names one at all."""
     config: Config = read_json(file)
-    count: dict[str, int] = {}
+    count: Counter[str] = Counter()
     for spec in tensors.values():
-        count[spec.dtype] = count.get(spec.dtype, 0) + spec.nbytes
-    stored = max(count, key=lambda dtype: count[dtype])
+        count[spec.dtype] += spec.nbytes
+    stored = count.most_common(1)[0][0]
     wrong = [name for name in ("dtype", "torch_dtype") if config.get(name) not in (None, stored)]
     if wrong:
         write_json(file, config | dict.fromkeys(wrong, stored), sort_keys=False)

@@ -19,7 +19,7 @@ import numpy as np
 from converters.config_table import Config, MegatronArguments
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import Family, sizes
-from converters.rules import HfTensor, Rule, Segment
+from converters.rules import HfTensor, Rule
 from converters.stores.safetensors import SafetensorsFolder
 from converters.tensors import CARRIER, WEIGHT_DTYPES, TensorSpec
 from swift_mega.base.errors import UserError

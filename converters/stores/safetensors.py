@@ -104,7 +104,7 @@ def open_folder(path: str | Path) -> SafetensorsFolder:
     if not (folder / INDEX).is_file():
         raise UserError(
             f"{folder} has neither {SINGLE} nor {INDEX}.",
-            "Give a folder in Hugging Face format with safetensors weights; pickled weights (.bin, .pt) are not opened.",
+            "Give a Hugging Face folder with safetensors weights; pickled weights (.bin, .pt) are never opened.",
         )
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -61,6 +61,11 @@ def to_carrier(tensor: torch.Tensor) -> np.ndarray:
     return np.asarray(tensor.numpy())
 
 
+def cast(array: np.ndarray, stored: str, dtype: str) -> np.ndarray:
+    """The same numbers in another dtype, rounded to nearest even where that is narrower; carriers on both sides."""
+    return to_carrier(to_torch(array, stored).to(getattr(torch, dtype)))
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
@@ -193,19 +198,27 @@ def open_checkpoint(folder: Path) -> TorchDistCheckpoint:
     """
     _check_format(folder)
     content = _read_metadata(folder / METADATA)
-    tensors, objects = {}, []
+    tensors: dict[str, TensorSpec] = {}
+    chunks: dict[str, list[Chunk]] = {}
+    objects: list[str] = []
     for key, entry in content.state_dict_metadata.items():
         if isinstance(entry, metadata.TensorStorageMetadata):
             tensors[key] = TensorSpec(tuple(entry.size), dtype_name(entry.properties.dtype))
+            chunks[key] = _chunks(folder, key, content, entry.chunks, tensors[key])
         else:
             objects.append(key)
-    chunks = {key: _chunks(folder, key, content, spec) for key, spec in tensors.items()}
     return TorchDistCheckpoint(folder, tensors, chunks, objects)
 
 
-def _chunks(folder: Path, key: str, content: metadata.Metadata, spec: TensorSpec) -> list[Chunk]:
+def _chunks(
+    folder: Path,
+    key: str,
+    content: metadata.Metadata,
+    entries: list[metadata.ChunkStorageMetadata],
+    spec: TensorSpec,
+) -> list[Chunk]:
     found = []
-    for entry in content.state_dict_metadata[key].chunks:
+    for entry in entries:
         place = content.storage_data.get(metadata.MetadataIndex(key, entry.offsets))
         if place is None:
             raise _damaged(folder / METADATA, f"it has no file for `{key}` at {list(entry.offsets)}")
@@ -265,7 +278,7 @@ def _load_tensor(chunk: Chunk) -> torch.Tensor:
         raise UserError(f"cannot read {chunk.file}: {error.strerror}.", "Is the checkpoint complete?") from None
     if len(blob) < chunk.length:
         raise _damaged(
-            chunk.file, f"it ends {chunk.length - len(blob):,} bytes before the chunk at {chunk.begin:,} does"
+            chunk.file, f"the chunk at byte {chunk.begin:,} lacks its last {chunk.length - len(blob):,} bytes"
         )
     try:
         tensor = torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)

@@ -7,7 +7,8 @@ imported on every rank.
 from pathlib import Path
 
 from converters import checkpoint
-from converters.family import MegatronArguments, family_of, read_hf_config
+from converters.config_table import MegatronArguments
+from converters.family import family_of
 from swift_mega.base.errors import UserError
 from swift_mega.methods.config import PretrainConfig
 from swift_mega.parallel.layout import check_layout
@@ -20,7 +21,7 @@ def check(config: PretrainConfig, world_size: int) -> MegatronArguments | None:
             _check_data(f"data.{option}", Path(entry.split(maxsplit=1)[-1]))
     if not Path(config.model.path).is_dir():
         return None
-    hf_config = read_hf_config(checkpoint.hf_folder(Path(config.model.path)))
+    hf_config = checkpoint.read_config(config.model.path)
     arguments = family_of(hf_config).megatron_arguments(hf_config)
     check_layout(config.parallel, arguments, world_size)
     check_batch(config, world_size)
