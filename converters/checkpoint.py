@@ -8,10 +8,13 @@
 """
 
 import shutil
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from converters.config_table import Config
-from converters.stores.files import full_disk_is_the_users, read_json
+from converters.stores.files import full_disk_is_the_users, read_json, write_json
+from converters.tensors import TensorSpec
 from swift_mega.base.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -121,3 +124,16 @@ def copy_hf_files(source: str | Path, target: str | Path) -> None:
     with full_disk_is_the_users(target):
         for file in hf_files(source):
             shutil.copyfile(file, target / file.name)
+
+
+def state_dtype(folder: str | Path, tensors: Mapping[str, TensorSpec]) -> None:
+    """Make a folder's config.json name the dtype in which most bytes are stored, where it names one at all."""
+    file = Path(folder) / "config.json"
+    config: Config = read_json(file)
+    count: Counter[str] = Counter()
+    for spec in tensors.values():
+        count[spec.dtype] += spec.nbytes
+    stored = count.most_common(1)[0][0]
+    wrong = [name for name in ("dtype", "torch_dtype") if config.get(name) not in (None, stored)]
+    if wrong:
+        write_json(file, config | dict.fromkeys(wrong, stored), sort_keys=False)

@@ -12,5 +12,7 @@ def install() -> None:
         CompatError: megatron was imported before, or a library no longer is as a redirection expects it.
     """
     from swift_mega.compat.installation import install_redirections
+    from swift_mega.compat.quiet import hide_inside_megatron
 
+    hide_inside_megatron()
     install_redirections()

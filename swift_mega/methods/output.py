@@ -1,0 +1,76 @@
+"""The output folder belongs to one run: who may start in it, and where a start continues.
+
+    OUTPUT/run.yaml          the resolved configuration of the latest start
+    OUTPUT/checkpoints/      what `swift-mega convert` and the next start read
+    OUTPUT/metrics.jsonl, loss.png, tensorboard/
+"""
+
+from pathlib import Path
+from typing import Any
+
+from converters import checkpoint as layout
+from swift_mega.base import config as configs
+from swift_mega.base.errors import UserError
+from swift_mega.methods.config import PretrainConfig
+
+IDENTITY = (
+    "model.path",
+    "model.weights",
+    "model.revision",
+    "data.train",
+    "data.valid",
+    "data.test",
+    "data.split",
+    "data.sequence_length",
+    "train.seed",
+)
+"""What makes two starts the same run. All else (layout, batch size, schedule, length) may change between them."""
+
+
+def checkpoints(config: PretrainConfig) -> Path:
+    """Folder of the run's checkpoints, a Megatron checkpoint root."""
+    return Path(config.output) / "checkpoints"
+
+
+def claim_output(config: PretrainConfig) -> None:
+    """Take the output folder for this run and write `run.yaml` into it, or say whose it is."""
+    folder = Path(config.output)
+    record = folder / "run.yaml"
+    if record.exists():
+        _check_same_run(config, configs.build(PretrainConfig, configs.read_yaml(record), str(record)))
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with `output`.")
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(configs.dump(config), encoding="utf-8")
+
+
+def _check_same_run(config: PretrainConfig, before: PretrainConfig) -> None:
+    if config.checkpoint.resume == "never":
+        raise UserError(
+            f"{config.output} already holds a run, and checkpoint.resume is `never`.",
+            "Choose another folder with `output`, or `--resume auto` to continue it.",
+        )
+    different = [name for name in IDENTITY if _value(config, name) != _value(before, name)]
+    if different:
+        pairs = ((name, _value(before, name), _value(config, name)) for name in different)
+        changes = "; ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in pairs)
+        raise UserError(
+            f"{config.output} holds another run ({changes}).",
+            "Choose another folder with `output`, or restore these options to continue that run.",
+        )
+
+
+def _value(config: PretrainConfig, path: str) -> Any:
+    section, _, name = path.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def resume_folder(config: PretrainConfig) -> Path | None:
+    """The checkpoint this start continues from, or None for step 0."""
+    resume = config.checkpoint.resume
+    if resume == "never":
+        return None
+    if resume != "auto":
+        return layout.latest(Path(resume))
+    root = checkpoints(config)
+    return layout.latest(root) if layout.iterations(root) else None

@@ -1,0 +1,44 @@
+"""Continued pretraining: predict the next token of packed documents.
+
+    from swift_mega.methods.pretrain import pretrain
+    pretrain(config)        # a PretrainConfig, in a process of torchrun or alone
+"""
+
+from typing import TYPE_CHECKING
+
+from swift_mega.methods.config import PretrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from swift_mega.methods.run import Outcome
+
+
+class Pretrain:
+    """The batch and the loss of pretraining (a `swift_mega.train.step.Method`)."""
+
+    def forward(self, model: "torch.nn.Module", batch: "dict[str, torch.Tensor]") -> "torch.Tensor":
+        """Cross entropy of each token, [B, S] in fp32, on the last pipeline stage; hidden states elsewhere."""
+        output: torch.Tensor = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+        return output
+
+    def loss(
+        self, batch: "dict[str, torch.Tensor]", output: "torch.Tensor"
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The sum over the tokens that count, and how many they are."""
+        mask = batch["loss_mask"].float()
+        return (output.float() * mask).sum(), mask.sum()
+
+
+def pretrain(config: PretrainConfig) -> "Outcome":
+    """Run `config` to its end in this process, as one rank of the world that torchrun made, and say how it ended.
+
+    Raises:
+        UserError: on every rank, for anything the user can mend.
+    """
+    from swift_mega import compat
+
+    compat.install()  # before anything imports megatron
+    from swift_mega.methods.run import run
+
+    return run(config, Pretrain())

@@ -1,0 +1,214 @@
+"""From a configuration to a finished run: the parts are put together here and nowhere else.
+
+    configuration → process groups → model with weights → optimizer → resume → data → loop
+
+Read it top-down; each helper is one arrow.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.transformer import MegatronModule
+from swift_mega.base.flops import flops_per_token, peak_flops
+from swift_mega.base.hub import resolve_model
+from swift_mega.base.metrics import MetricsWriter
+from swift_mega.model.weights import load_hf
+
+from converters import checkpoint as layout
+from converters.config_table import MegatronArguments
+from converters.family import family_of
+from swift_mega.base import config as configs
+from swift_mega.compat.device import device_name
+from swift_mega.data.loader import Loader, loader
+from swift_mega.data.manifest import TokenizerInfo
+from swift_mega.data.stream import Stream, Streams, build_streams
+from swift_mega.methods.config import PretrainConfig
+from swift_mega.methods.output import checkpoints, claim_output, resume_folder
+from swift_mega.model.build import build_model
+from swift_mega.parallel.agree import on_main
+from swift_mega.parallel.groups import initialize, shutdown
+from swift_mega.parallel.layout import check_batch, check_layout
+from swift_mega.train.callbacks import Callback, Evaluate, Report, Save, StopOnNonFinite, StopOnSignal
+from swift_mega.train.checkpoint import Checkpointer, Progress, load_model
+from swift_mega.train.loop import Trainer, fit
+from swift_mega.train.optimizer import build_optimizer, build_scheduler, check_schedule, wrap_data_parallel
+from swift_mega.train.step import Method, Stepper
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a start ended."""
+
+    step: int
+    """Optimizer steps the run has done."""
+
+    stop_reason: str
+    """Empty when it reached its last step."""
+
+    checkpoint: Path
+    """The newest checkpoint."""
+
+
+def run(config: PretrainConfig, method: Method) -> Outcome:
+    """Train as `config` says; a mistake of the user's ends every rank with the same UserError."""
+    initialize(config.parallel, config.train.seed)
+    try:
+        return _run(config, method)
+    finally:
+        shutdown()
+
+
+def _run(config: PretrainConfig, method: Method) -> Outcome:
+    source, resume = on_main(lambda: _prepare(config, dist.get_world_size()))
+    hf_folder = layout.hf_folder(source)
+    hf_config = layout.read_config(source)
+    arguments = family_of(hf_config).megatron_arguments(hf_config)
+
+    chunks = build_model(hf_config, config.model, config.parallel, config.train, config.data.sequence_length)
+    if resume is None and config.model.weights == "pretrained":
+        _load_weights(chunks, source)
+    chunks = wrap_data_parallel(chunks, config.parallel)
+    optimizer = build_optimizer(chunks, config.optimizer, config.parallel)
+    scheduler = build_scheduler(optimizer, config.optimizer, config.train.steps)
+    checkpointer = Checkpointer(
+        checkpoints(config),
+        chunks=chunks,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        hf_folder=hf_folder,
+        run_yaml=configs.dump(config),
+        model_arguments=asdict(arguments),
+        keep_last=config.checkpoint.keep_last,
+    )
+    progress = checkpointer.load(resume) if resume else Progress()
+
+    streams = _streams(config, progress, arguments, hf_folder)
+    batches = _loader(config, streams.train, progress.consumed_samples)
+    trainer = Trainer(
+        chunks=chunks,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        stepper=_stepper(config, method, chunks),
+        batches=batches,
+        global_batch_size=config.train.global_batch_size,
+        last_step=_last_step(config, progress),
+        progress=progress,
+    )
+    metrics = _metrics(config, progress)
+    fit(trainer, _callbacks(config, checkpointer, metrics, streams, batches, arguments))
+    return Outcome(progress.step, trainer.stop_reason, layout.latest(checkpoints(config)))
+
+
+def _prepare(config: PretrainConfig, world_size: int) -> tuple[Path, Path | None]:
+    """On rank 0: where the model is and what to resume; everything that can be refused before it costs time is."""
+    check_schedule(config.optimizer, config.train.steps)
+    source = resolve_model(config.model.path, revision=config.model.revision)
+    hf_config = layout.read_config(source)
+    check_layout(config.parallel, family_of(hf_config).megatron_arguments(hf_config), world_size)
+    num_microbatches(config, world_size)
+    resume = resume_folder(config)
+    claim_output(config)
+    return source, resume
+
+
+def _load_weights(chunks: list[MegatronModule], source: Path) -> None:
+    if layout.is_megatron(source):
+        load_model(chunks, layout.latest(source))
+    else:
+        load_hf(chunks, source)
+
+
+def _stepper(config: PretrainConfig, method: Method, chunks: list[DistributedDataParallel]) -> Stepper:
+    return Stepper(
+        chunks,
+        method,
+        micro_batch_size=config.train.micro_batch_size,
+        sequence_length=config.data.sequence_length,
+        num_microbatches=num_microbatches(config, dist.get_world_size()),
+    )
+
+
+def num_microbatches(config: PretrainConfig, world_size: int) -> int:
+    """Micro-batches that each rank runs per step."""
+    train = config.train
+    return check_batch(config.parallel, world_size, train.micro_batch_size, train.global_batch_size)
+
+
+def _last_step(config: PretrainConfig, progress: Progress) -> int:
+    if config.train.stop_after_steps is None:
+        return config.train.steps
+    return min(config.train.steps, progress.step + config.train.stop_after_steps)
+
+
+def _streams(config: PretrainConfig, progress: Progress, arguments: MegatronArguments, hf_folder: Path) -> Streams:
+    batch_size = config.train.global_batch_size
+    tokenizer = on_main(lambda: TokenizerInfo.of(config.model.tokenizer or hf_folder))
+    return build_streams(
+        config.data,
+        seed=config.train.seed,
+        total_train_samples=progress.consumed_samples + (config.train.steps - progress.step) * batch_size,
+        eval_samples=config.train.eval_batches * batch_size,
+        vocab_size=arguments.vocab_size,
+        eod=tokenizer.eod,
+        tokenizer=tokenizer,
+        consumed_samples=progress.consumed_samples,
+        cache_dir=config.data.cache_dir or Path(config.output) / "cache",
+    )
+
+
+def _loader(config: PretrainConfig, stream: Stream, consumed_samples: int = 0) -> Loader:
+    return loader(
+        stream,
+        consumed_samples=consumed_samples,
+        micro_batch_size=config.train.micro_batch_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        num_workers=config.data.num_workers,
+    )
+
+
+def _metrics(config: PretrainConfig, progress: Progress) -> MetricsWriter:
+    parallel = config.parallel
+    sizes = (
+        f"TP{parallel.tensor_model_parallel_size}",
+        f"PP{parallel.pipeline_model_parallel_size}",
+        f"DP{parallel_state.get_data_parallel_world_size()}",
+    )
+    name = "×".join(size for size in sizes if not size.endswith("P1")) or "1 process"
+    return MetricsWriter(
+        Path(config.output),
+        resumed_step=progress.step,
+        layout=name + ("+SP" if parallel.sequence_parallel else ""),
+        tensorboard=config.log.tensorboard,
+        wandb_project=config.log.wandb_project,
+    )
+
+
+def _callbacks(
+    config: PretrainConfig,
+    checkpointer: Checkpointer,
+    metrics: MetricsWriter,
+    streams: Streams,
+    batches: Loader,
+    arguments: MegatronArguments,
+) -> list[Callback]:
+    """In the order they are called: a step is judged before it is reported, and evaluated before it is saved."""
+    tokens_per_step = config.train.global_batch_size * config.data.sequence_length
+    report = Report(
+        metrics,
+        Path(config.output),
+        interval_steps=config.log.interval_steps,
+        tokens_per_step=tokens_per_step,
+        flops_per_step=flops_per_token(arguments, config.data.sequence_length) * tokens_per_step,
+        peak_flops=peak_flops(device_name(), config.model.precision),
+        data_wait_s=lambda: batches.wait_s,
+    )
+    callbacks: list[Callback] = [StopOnNonFinite(), StopOnSignal(), report]
+    if streams.valid:
+        fresh = partial(_loader, config, streams.valid)
+        callbacks.append(Evaluate(fresh, config.train.eval_batches, config.train.eval_interval_steps, metrics))
+    return [*callbacks, Save(checkpointer, config.checkpoint.save_interval_steps)]

@@ -1,0 +1,242 @@
+"""What happens around the steps: stopping, looking for NaN, evaluating, saving, reporting.
+
+`swift_mega.methods.run` lists them in the order in which they are called.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from swift_mega.base.metrics import MetricsWriter, plot
+
+from swift_mega.base.console import progress, say
+from swift_mega.base.errors import UserError
+from swift_mega.compat.device import peak_memory_bytes
+from swift_mega.train.checkpoint import Checkpointer
+from swift_mega.train.loop import Callback, Trainer
+from swift_mega.train.step import Batch, StepResult, mean_loss
+
+WARMUP_STEPS = 2
+"""Steps of a start left out of its average speed: they allocate, compile and open connections."""
+
+
+class StopOnSignal(Callback):
+    """Ends the loop after the current step on SIGTERM or SIGINT on any rank, so that the run is saved.
+
+    The ranks have to agree, or one would save while another trains on. The vote of step k travels
+    over gloo while step k+1 computes, so that nobody waits for it.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.group = dist.new_group(backend="gloo")
+        self.received = 0
+        self.vote: tuple[torch.Tensor, Any] | None = None
+        self.previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:  # asked twice: the person does not want to wait for the save
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = number
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        if self.vote:
+            ballot, work = self.vote
+            work.wait()
+            if number := int(ballot.item()):
+                trainer.stop_reason = f"received {signal.Signals(number).name}"
+        ballot = torch.tensor(self.received)
+        self.vote = (ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self.group, async_op=True))
+
+    def on_end(self, trainer: Trainer) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        if self.vote:
+            self.vote[1].wait()
+
+
+class StopOnNonFinite(Callback):
+    """Ends the run when the gradient norm is NaN or infinite, before the step can be saved.
+
+    megatron-core has the norm on the host already, so that looking costs nothing.
+    """
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        if not math.isfinite(result.grad_norm):
+            raise UserError(
+                f"The gradient norm is {result.grad_norm} at step {trainer.progress.step}; "
+                f"loss {mean_loss(result.loss_sum_and_tokens)}. Nothing was saved after it.",
+                "Lower optimizer.lr, raise optimizer.lr_warmup_steps, or look at the data of this step, then "
+                "start again: the newest checkpoint is from before it.",
+            )
+
+
+class Evaluate(Callback):
+    """Held-out loss on always the same batches, every so many steps and at the end."""
+
+    def __init__(
+        self, batches: Callable[[], Iterator[Batch]], count: int, interval_steps: int | None, metrics: MetricsWriter
+    ) -> None:
+        self.batches = batches
+        self.count = count
+        self.interval_steps = interval_steps
+        self.metrics = metrics
+        self.evaluated_step = -1
+
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.progress.step == 0:
+            self._evaluate(trainer)
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        if self.interval_steps and trainer.progress.step % self.interval_steps == 0:
+            self._evaluate(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self.evaluated_step != trainer.progress.step:
+            self._evaluate(trainer)
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        for chunk in trainer.chunks:
+            chunk.eval()
+        batches = self.batches()
+        total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+        with progress(self.count, "evaluate", "batch") as bar:
+            for _ in range(self.count):
+                total += trainer.stepper.evaluate(batches)
+                bar.update(1)
+        for chunk in trainer.chunks:
+            chunk.train()
+        loss = mean_loss(total)
+        self.evaluated_step = trainer.progress.step
+        self.metrics.write(trainer.progress.step, {"eval/loss": loss})
+        say(f"step {trainer.progress.step}: held-out loss {loss:.4f}")
+
+
+class Save(Callback):
+    """A checkpoint every so many steps and at the end, however the end came."""
+
+    def __init__(self, checkpointer: Checkpointer, interval_steps: int | None) -> None:
+        self.checkpointer = checkpointer
+        self.interval_steps = interval_steps
+        self.saved_step = -1
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.saved_step = trainer.progress.step
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        if self.interval_steps and trainer.progress.step % self.interval_steps == 0:
+            self._save(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self.saved_step != trainer.progress.step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        start = time.perf_counter()
+        folder = self.checkpointer.save(trainer.progress)
+        self.saved_step = trainer.progress.step
+        say(f"step {trainer.progress.step}: saved {folder} in {time.perf_counter() - start:.1f} s")
+
+
+class Report(Callback):
+    """The progress bar, metrics.jsonl and loss.png.
+
+    Args:
+        tokens_per_step: tokens of one global batch.
+        flops_per_step: of the whole model over one global batch, all ranks together.
+        peak_flops: of one device, or None where it is not known; then there is no MFU.
+        data_wait_s: seconds this rank has waited for data since its start.
+    """
+
+    def __init__(
+        self,
+        metrics: MetricsWriter,
+        folder: Path,
+        *,
+        interval_steps: int,
+        tokens_per_step: int,
+        flops_per_step: float,
+        peak_flops: float | None,
+        data_wait_s: Callable[[], float],
+    ) -> None:
+        self.metrics = metrics
+        self.folder = folder
+        self.interval_steps = interval_steps
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_step = flops_per_step
+        self.peak_flops = peak_flops
+        self.data_wait_s = data_wait_s
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.first_step = trainer.progress.step
+        self.context = progress(trainer.last_step, "train", "step", initial=trainer.progress.step)
+        self.bar = self.context.__enter__()
+        self.total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+        self.steps = 0
+        self.waited_s = self.data_wait_s()
+        self.clock = self.warm_clock = time.perf_counter()
+
+    def on_step(self, trainer: Trainer, result: StepResult) -> None:
+        self.total += result.loss_sum_and_tokens
+        self.steps += 1
+        if trainer.progress.step - self.first_step == WARMUP_STEPS:
+            self.warm_clock = time.perf_counter()
+        if trainer.progress.step % self.interval_steps == 0 or trainer.finished:
+            self._report(trainer, result)
+
+    def _report(self, trainer: Trainer, result: StepResult) -> None:
+        loss = mean_loss(self.total)
+        now = time.perf_counter()
+        step_s = (now - self.clock) / self.steps
+        values = {
+            "loss": loss,
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "grad_norm": result.grad_norm,
+            "tokens_per_s": self.tokens_per_step / step_s,
+            "tflops_per_device": self.flops_per_step / step_s / dist.get_world_size() / 1e12,
+            "data_wait_share": (self.data_wait_s() - self.waited_s) / (now - self.clock),
+            "peak_memory_gb": peak_memory_bytes() / 1e9,
+            "consumed_samples": trainer.progress.consumed_samples,
+        }
+        if self.peak_flops:
+            values["mfu"] = values["tflops_per_device"] * 1e12 / self.peak_flops
+        self.metrics.write(trainer.progress.step, values)
+        self.bar.update(self.steps)
+        self.bar.set_postfix_str(status_line(values))
+        self.total.zero_()
+        self.steps = 0
+        self.waited_s = self.data_wait_s()
+        self.clock = time.perf_counter()
+
+    def on_end(self, trainer: Trainer) -> None:
+        self.context.__exit__(None, None, None)
+        plot(self.folder)
+        warm = trainer.progress.step - self.first_step - WARMUP_STEPS
+        if warm > 0:
+            speed = warm * self.tokens_per_step / (self.clock - self.warm_clock)
+            say(f"{speed:,.0f} tokens/s over {warm} steps (the first {WARMUP_STEPS} left out)")
+        if trainer.stop_reason:
+            say(f"Stopped at step {trainer.progress.step}: {trainer.stop_reason}. The same command continues.")
+
+
+def status_line(values: dict[str, float]) -> str:
+    """The numbers behind the progress bar."""
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"lr {values['lr']:.2e}",
+        f"|g| {values['grad_norm']:.3f}",
+        f"{values['tokens_per_s']:,.0f} tok/s",
+        f"{values['tflops_per_device']:.2f} TFLOP/s/dev",
+        f"data {values['data_wait_share']:.1%}",
+        f"{values['peak_memory_gb']:.1f} GB",
+    ]
+    return " · ".join(parts + ([f"MFU {values['mfu']:.1%}"] if "mfu" in values else []))
+

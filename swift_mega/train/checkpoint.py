@@ -1,0 +1,200 @@
+"""Saving and resuming: megatron-core's `torch_dist` with the fully reshardable optimizer, made atomic.
+
+    ROOT/latest_checkpointed_iteration.txt    the newest complete step, written last
+    ROOT/iter_0000012/                        one checkpoint, whole or not there: renamed when complete
+         ├── *.distcp .metadata common.pt     weights, optimizer, RNG of every rank; step and schedule
+         ├── hf/                              config and tokenizer, so that an export needs nothing else
+         └── run.yaml                         the resolved configuration that wrote it
+
+Weights and optimizer state load on any TP, PP, VPP or DP. The random state belongs to a rank, so it
+is restored on the same layout and drawn anew, from the seed and the step, on another.
+"""
+
+import dataclasses
+import shutil
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.utils import unwrap_model
+
+from converters import checkpoint as layout
+from swift_mega.base.console import say
+from swift_mega.base.errors import UserError
+from swift_mega.parallel.agree import on_main
+from swift_mega.train.rng import rng_state, set_rng_state
+
+OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+@dataclass
+class Progress:
+    """How far the run has come. Saved with every checkpoint; the data stream needs no more than this."""
+
+    step: int = 0
+    """Optimizer steps done."""
+
+    consumed_samples: int = 0
+    """Samples read from the training stream."""
+
+
+def named_chunks(chunks: list[Any]) -> dict[str, Any]:
+    """The bare models under Megatron's names: `model`, or `model0`, `model1` … with virtual stages."""
+    modules = unwrap_model(chunks)
+    names = ["model"] if len(modules) == 1 else [f"model{index}" for index in range(len(modules))]
+    return dict(zip(names, modules, strict=True))
+
+
+def model_state(chunks: list[Any]) -> dict[str, Any]:
+    """The sharded state dict of every chunk."""
+    return {name: module.sharded_state_dict() for name, module in named_chunks(chunks).items()}
+
+
+def load_model(chunks: list[Any], folder: Path) -> None:
+    """Fill the chunks with the weights of a Megatron checkpoint of any layout; its optimizer is left alone."""
+    loaded = dist_checkpointing.load(model_state(chunks), str(folder))
+    for name, module in named_chunks(chunks).items():
+        module.load_state_dict(loaded[name])
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        chunks: list[Any],
+        optimizer: MegatronOptimizer,
+        scheduler: OptimizerParamScheduler,
+        hf_folder: Path,
+        run_yaml: str,
+        model_arguments: dict[str, Any],
+        keep_last: int,
+    ) -> None:
+        self.root = root
+        self.chunks = chunks
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.hf_folder = hf_folder
+        self.run_yaml = run_yaml
+        self.model_arguments = model_arguments
+        self.keep_last = keep_last
+
+    def save(self, progress: Progress) -> Path:
+        """Write one checkpoint and return its folder; an older one is removed only after this one is complete."""
+        target = self.root / layout.iteration_name(progress.step)
+        unfinished = target.with_name(target.name + layout.UNFINISHED)
+        on_main(lambda: self._prepare(unfinished))
+        strategy = FullyParallelSaveStrategyWrapper(
+            get_default_save_sharded_strategy(), parallel_state.get_data_parallel_group(with_context_parallel=True)
+        )
+        dist_checkpointing.save(
+            self._state(progress, is_loading=False), str(unfinished), strategy, content_metadata=OPTIMIZER_FORMAT
+        )
+        on_main(lambda: self._finish(unfinished, target, progress))
+        return target
+
+    def load(self, folder: Path) -> Progress:
+        """Restore everything from `folder` and return how far it had come."""
+        self._check(common := dist_checkpointing.load_common_state_dict(str(folder)), folder)
+        state = self._state(Progress(), is_loading=True)
+        same_layout = common["rng_shape"] == rng_shape()
+        if not same_layout:
+            del state["rng_state"]
+        loaded = dist_checkpointing.load(state, str(folder))
+        for name, module in named_chunks(self.chunks).items():
+            module.load_state_dict(loaded[name])
+        self.optimizer.load_state_dict(loaded["optimizer"])
+        self.scheduler.load_state_dict(loaded["opt_param_scheduler"])
+        if same_layout:
+            set_rng_state(loaded["rng_state"])
+        progress = Progress(**loaded["progress"])
+        say(f"Resumed from {folder} at step {progress.step}" + ("." if same_layout else ", on another layout."))
+        return progress
+
+    def _state(self, progress: Progress, *, is_loading: bool) -> dict[str, Any]:
+        model = model_state(self.chunks)
+        return {
+            "checkpoint_version": 3.0,
+            "args": Namespace(**self.model_arguments),
+            "iteration": progress.step,
+            "progress": dataclasses.asdict(progress),
+            "rng_shape": rng_shape(),
+            "opt_param_scheduler": self.scheduler.state_dict(),
+            "optimizer": self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=OPTIMIZER_FORMAT),
+            "rng_state": ShardedObject("rng_state", rng_state(), rng_shape(), rng_position()),
+            **model,
+        }
+
+    def _prepare(self, unfinished: Path) -> None:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        needed = self._bytes()
+        free = shutil.disk_usage(unfinished).free
+        if free < needed:
+            raise UserError(
+                f"A checkpoint takes {needed / 1e9:.2f} GB, but {self.root} has {free / 1e9:.2f} GB free.",
+                "Free some space, lower checkpoint.keep_last, or choose another output.",
+            )
+
+    def _bytes(self) -> int:
+        """Size of one checkpoint: the weights and, in fp32, a master copy and two moments."""
+        local = sum(p.numel() * (p.element_size() + 12) for chunk in self.chunks for p in chunk.parameters())
+        # Every rank of the model-parallel group holds about as much; this is a check, not an account.
+        tensor = parallel_state.get_tensor_model_parallel_world_size()
+        return local * tensor * parallel_state.get_pipeline_model_parallel_world_size()
+
+    def _finish(self, unfinished: Path, target: Path, progress: Progress) -> None:
+        layout.copy_hf_files(self.hf_folder, unfinished / "hf")
+        (unfinished / "run.yaml").write_text(self.run_yaml, encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        unfinished.rename(target)
+        layout.write_tracker(self.root, progress.step)
+        for old in layout.iterations(self.root)[: -self.keep_last] if self.keep_last else []:
+            shutil.rmtree(old)
+
+    def _check(self, common: dict[str, Any], folder: Path) -> None:
+        saved = vars(common["args"]) if "args" in common else {}
+        if "progress" not in common:
+            raise UserError(
+                f"{folder} holds weights but no optimizer state, so there is nothing to resume.",
+                f"Start a new run from it: model.path={folder.parent}",
+            )
+        differences = [
+            f"{name}: {saved.get(name)!r} there, {value!r} here"
+            for name, value in self.model_arguments.items()
+            if saved.get(name) != value
+        ]
+        if differences:
+            raise UserError(
+                f"{folder} is a checkpoint of another model ({'; '.join(differences[:4])}).",
+                "Choose the model it was made from, or another output folder.",
+            )
+
+
+def rng_shape() -> tuple[int, int, int]:
+    """(PP, TP, DP): the grid of ranks that each have a random state."""
+    return (
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+
+
+def rng_position() -> tuple[int, int, int]:
+    """This rank's place in `rng_shape()`."""
+    return (
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(),
+    )
+

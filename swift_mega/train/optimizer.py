@@ -1,0 +1,118 @@
+"""AdamW with megatron-core's distributed optimizer, and megatron-core's learning-rate schedule."""
+
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer import MegatronModule, TransformerConfig
+
+from swift_mega.base.errors import UserError
+from swift_mega.parallel.config import ParallelConfig
+from swift_mega.train.config import OptimizerConfig
+
+
+def wrap_data_parallel(chunks: list[MegatronModule], parallel: ParallelConfig) -> list[DistributedDataParallel]:
+    """The model's chunks with contiguous gradient buffers, reduced in fp32 over the data-parallel ranks."""
+    config: TransformerConfig = chunks[0].config
+    # Gradients are divided by the tokens of the global batch, whatever the accumulation and DP size.
+    config.calculate_per_token_loss = True
+    # Sums what ranks hold twice: norms under sequence parallelism, tied embeddings of first and last stage.
+    config.finalize_model_grads_func = finalize_model_grads
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        average_in_collective=False,
+    )
+    # Only the first chunk overlaps: the others' gradients are complete when the pipeline has drained.
+    wrapped = [
+        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
+    if parallel.overlap_grad_reduce:
+        # Only the last micro-batch may send; one function for one chunk, a list for several.
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+    return wrapped
+
+
+def build_optimizer(
+    chunks: list[DistributedDataParallel], optimizer: OptimizerConfig, parallel: ParallelConfig
+) -> MegatronOptimizer:
+    """Distributed AdamW; the master weights are fp32 whatever the model's precision.
+
+    Weight decay leaves out biases and one-dimensional parameters (megatron-core's default groups).
+    """
+    model_config: TransformerConfig = chunks[0].config
+    return get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=optimizer.lr,
+            min_lr=optimizer.min_lr,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.adam_beta1,
+            adam_beta2=optimizer.adam_beta2,
+            adam_eps=optimizer.adam_eps,
+            clip_grad=optimizer.clip_grad,
+            bf16=model_config.bf16,
+            params_dtype=model_config.params_dtype,
+            use_distributed_optimizer=True,
+            overlap_param_gather=parallel.overlap_param_gather,
+        ),
+        chunks,
+    )
+
+
+def build_scheduler(
+    megatron_optimizer: MegatronOptimizer, config: OptimizerConfig, total_steps: int
+) -> OptimizerParamScheduler:
+    """The schedule, counted in optimizer steps. What this start's options say wins over a checkpoint's."""
+    check_schedule(config, total_steps)
+    return OptimizerParamScheduler(
+        megatron_optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.lr_warmup_steps,
+        lr_decay_steps=config.lr_decay_steps or total_steps,
+        lr_decay_style=config.lr_decay_style,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=total_steps,
+        wd_incr_style="constant",
+        wsd_decay_steps=wsd_decay_steps(config, total_steps),
+        lr_wsd_decay_style=config.lr_wsd_decay_style,
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )
+
+
+def wsd_decay_steps(config: OptimizerConfig, total_steps: int) -> int:
+    """Steps of WSD's final decay; a tenth of the run where the user did not say."""
+    return config.lr_wsd_decay_steps or max(1, total_steps // 10)
+
+
+def check_schedule(config: OptimizerConfig, total_steps: int) -> None:
+    """Raise a UserError where the schedule's numbers contradict each other."""
+    decay_steps = config.lr_decay_steps or total_steps
+    if not 0 <= config.min_lr <= config.lr:
+        raise UserError(
+            f"The learning rate would fall from {config.lr} to {config.min_lr}.",
+            "Choose 0 ≤ optimizer.min_lr ≤ optimizer.lr.",
+        )
+    if config.lr_warmup_steps >= decay_steps:
+        raise UserError(
+            f"Warm-up takes {config.lr_warmup_steps} steps, but the decay ends at step {decay_steps}.",
+            f"Choose optimizer.lr_warmup_steps below {decay_steps}.",
+        )
+    if config.lr_decay_style == "WSD" and config.lr_warmup_steps + wsd_decay_steps(config, total_steps) > decay_steps:
+        raise UserError(
+            f"WSD needs {config.lr_warmup_steps} steps of warm-up and {wsd_decay_steps(config, total_steps)} of decay, "
+            f"more than the {decay_steps} it has.",
+            "Lower optimizer.lr_wsd_decay_steps or optimizer.lr_warmup_steps, or raise train.steps.",
+        )
