@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from converters import checkpoint
-from converters.config_table import Config
 from converters.families._common import EMBEDDING
 from converters.family import family_of, padded_vocab_size
 from converters.stores import safetensors, torch_dist
-from converters.stores.files import full_disk_is_the_users, read_json, write_json
+from converters.stores.files import full_disk_is_the_users
 from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import Progress, progress, say
@@ -104,7 +103,7 @@ def _to_megatron(source: Path, root: Path, options: Options) -> None:
             {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"singleton_local_shards": False}}
         )
     checkpoint.copy_hf_files(source, folder / checkpoint.HF)
-    _say_dtype(folder / checkpoint.HF / "config.json", tensors)
+    checkpoint.state_dtype(folder / checkpoint.HF, tensors)
     with full_disk_is_the_users(root):
         checkpoint.write_tracker(root, None)
 
@@ -134,7 +133,7 @@ def _to_hf(source: Path, target: Path, options: Options) -> None:
             bar.update(array.nbytes)
         safetensors.finish(store)
     checkpoint.copy_hf_files(folder / checkpoint.HF, target)
-    _say_dtype(target / "config.json", tensors)
+    checkpoint.state_dtype(target, tensors)
 
 
 def _model_tensors(tensors: dict[str, TensorSpec], folder: Path) -> dict[str, TensorSpec]:
@@ -209,18 +208,6 @@ def _bytes_bar(view: MegatronView, desc: str) -> contextlib.AbstractContextManag
 
 def _cast_spec(spec: TensorSpec, dtype: str | None) -> TensorSpec:
     return TensorSpec(spec.shape, dtype or spec.dtype)
-
-
-def _say_dtype(file: Path, tensors: dict[str, TensorSpec]) -> None:
-    """Make config.json name the dtype in which most bytes are stored, where it names one at all."""
-    config: Config = read_json(file)
-    count: Counter[str] = Counter()
-    for spec in tensors.values():
-        count[spec.dtype] += spec.nbytes
-    stored = count.most_common(1)[0][0]
-    wrong = [name for name in ("dtype", "torch_dtype") if config.get(name) not in (None, stored)]
-    if wrong:
-        write_json(file, config | dict.fromkeys(wrong, stored), sort_keys=False)
 
 
 def _say_all(lines: list[str]) -> None:
