@@ -1,0 +1,426 @@
+"""Texts out of files, in order, with the place each came from and a report of what could not be read.
+
+Reading is split in two so that a process pool can share the work: `Corpus.chunks` cuts the inputs into
+pieces of about a megabyte, cheaply and in one process; `texts` turns a chunk into texts and bad rows, anywhere.
+
+    .jsonl .json .jsonl.gz .jsonl.zst    one JSON object a line (`.json` may also be one list)
+    .parquet                             a column of strings
+    .txt (.gz .zst)                      one document a file, or a paragraph or line: `txt_documents`
+    org/name, ms::org/name               a data set on Hugging Face or ModelScope
+
+Torch-free.
+"""
+
+import functools
+import glob
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from swift_mega.base.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+"""Per piece of work: large against the cost of sending it to another process, small against a progress bar."""
+
+SHOWN_BAD_ROWS = 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+COMPRESSED = (".gz", ".zst")
+FORMATS = (".jsonl", ".json", ".parquet", ".txt")
+
+TxtDocuments = Literal["file", "paragraph", "line"]
+OnBadRow = Literal["raise", "skip"]
+
+
+class Text(NamedTuple):
+    """One document and the place it came from (`file:line`)."""
+
+    text: str
+    where: str
+
+
+class BadRow(NamedTuple):
+    """A row that holds no text, and why."""
+
+    reason: str
+    where: str
+
+
+class Unreadable(Exception):
+    """Why a row holds no text."""
+
+
+@dataclass
+class BadRows:
+    """What was left out: how many rows for each reason, and where the first twenty are."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: list[BadRow] = field(default_factory=list)
+
+    def add(self, rows: list[BadRow]) -> None:
+        self.reasons.update(row.reason for row in rows)
+        self.first.extend(rows[: max(0, SHOWN_BAD_ROWS - len(self.first))])
+
+    def __str__(self) -> str:
+        counts = [f"  {count:>8}  {reason}" for reason, count in self.reasons.most_common()]
+        places = [f"  {row.where}: {row.reason}" for row in self.first]
+        head = f"{self.reasons.total()} bad rows:"
+        return "\n".join([head, *counts, f"the first {len(places)}:", *places])
+
+    def judge(self, policy: OnBadRow) -> None:
+        """Raise a UserError that holds the report, if there are bad rows and the policy says so."""
+        if policy == "raise" and self.reasons:
+            raise UserError(str(self), "Mend these rows, or leave them out and have them counted: `--on-bad-row skip`.")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of one source, not yet decoded; small enough to send to another process.
+
+    Attributes:
+        source: file or data set, for messages.
+        first: number of the first row, from 1.
+        kind: `json`: each row is an object that has the text under a key; `text`: each row is a text.
+        rows: UTF-8 bytes of each row; None where a column holds null. One `bytes` object is lines not yet cut apart.
+        size: bytes of the source that were read for it.
+    """
+
+    source: str
+    first: int
+    kind: Literal["json", "text"]
+    rows: bytes | list[bytes | None]
+    size: int
+
+
+class Source(Protocol):
+    """A file or a data set."""
+
+    name: str
+    bytes: int
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows in order."""
+
+    def sha256(self) -> str:
+        """Checksum of the bytes that are read."""
+
+
+def texts(chunk: Chunk, text_key: str) -> Iterator[Text | BadRow]:
+    """Every row of `chunk` as a text or a bad row. Blank lines of a JSONL file are no rows."""
+    rows = chunk.rows.replace(b"\r\n", b"\n").split(b"\n") if isinstance(chunk.rows, bytes) else chunk.rows
+    decode = _text if chunk.kind == "text" else functools.partial(_json_text, key=text_key)
+    for number, row in enumerate(rows, chunk.first):
+        if chunk.kind == "json" and row is not None and not row.strip():
+            continue
+        where = f"{chunk.source}:{number}"
+        try:
+            yield Text(decode(row), where)
+        except Unreadable as error:
+            yield BadRow(str(error), where)
+
+
+def _text(row: bytes | None) -> str:
+    if row is None:
+        raise Unreadable("null instead of text")
+    try:
+        return row.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Unreadable("not UTF-8") from None
+
+
+def _json_text(row: bytes | None, key: str) -> str:
+    """The string under `key`. The common case costs one pass of a C parser over the line.
+
+    Raises:
+        Unreadable: with the reason.
+    """
+    try:
+        return str(_decoder(key).decode(row or b"").text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _slow_json_text(_text(row), key)
+
+
+@functools.cache
+def _decoder(key: str) -> msgspec.json.Decoder[Any]:
+    """A parser that keeps one field and skips the others unread."""
+    return msgspec.json.Decoder(msgspec.defstruct("Row", [("text", str)], rename={"text": key}))
+
+
+def _slow_json_text(row: str, key: str) -> str:
+    """As `_json_text` with Python's parser, which also takes the NaN that Python writes, and tells mistakes apart."""
+    try:
+        value = json.loads(row)
+    except (ValueError, RecursionError):
+        raise Unreadable("not valid JSON") from None
+    if not isinstance(value, dict):
+        raise Unreadable("not a JSON object")
+    if key not in value:
+        raise Unreadable(f"no key `{key}`")
+    if not isinstance(value[key], str):
+        raise Unreadable(f"`{key}` is not a string")
+    if any("\ud800" <= character <= "\udfff" for character in value[key]):
+        raise Unreadable(f"`{key}` holds half of a surrogate pair")
+    return value[key]
+
+
+class Corpus:
+    """The texts of many inputs, one after the other.
+
+    Args:
+        inputs: files, folders, globs, data set ids; what each glob and folder finds is sorted by name.
+        text_key: key or column of the text.
+        txt_documents: what a document is in a `.txt` file.
+        subset, split: of data sets on a hub.
+
+    Raises:
+        UserError: an input that is not there, or of a format not known.
+    """
+
+    def __init__(
+        self,
+        inputs: list[str],
+        *,
+        text_key: str = "text",
+        txt_documents: TxtDocuments = "file",
+        subset: str | None = None,
+        split: str = "train",
+    ) -> None:
+        self.text_key = text_key
+        self.sources: list[Source] = []
+        for name in inputs:
+            found = find_files(name)
+            if found is None:
+                self.sources.append(HubDataset(name, text_key, subset, split))
+            else:
+                self.sources.extend(open_file(path, text_key, txt_documents) for path in found)
+
+    @property
+    def bytes(self) -> int:
+        """Of all sources, as stored."""
+        return sum(source.bytes for source in self.sources)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows in order."""
+        for source in self.sources:
+            yield from source.chunks()
+
+    def texts(self, bad_rows: BadRows, on_bad_row: OnBadRow = "raise") -> Iterator[Text]:
+        """All texts in order; bad rows go to `bad_rows`, and with `raise` end the reading at once."""
+        for chunk in self.chunks():
+            for row in texts(chunk, self.text_key):
+                if isinstance(row, BadRow):
+                    bad_rows.add([row])
+                    bad_rows.judge(on_bad_row)
+                else:
+                    yield row
+
+
+def find_files(name: str) -> list[Path] | None:
+    """The files that an input means; None for the id of a data set on a hub."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if _format(file) in FORMATS and file.is_file())
+    elif any(character in name for character in "*?["):
+        found = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+    elif name.startswith("ms::") or (name.count("/") == 1 and not path.suffix and name[0] not in "./~"):
+        return None
+    else:
+        found = []
+    if not found:
+        raise UserError(
+            f"`{name}` is no file, and no folder or pattern that holds one.", f"Formats: {', '.join(FORMATS)}."
+        )
+    return found
+
+
+def open_file(path: Path, text_key: str, txt_documents: TxtDocuments) -> Source:
+    """The reader for the format that the name of `path` says."""
+    kind = _format(path)
+    if kind == ".parquet":
+        return ParquetFile(path, text_key)
+    if kind == ".txt":
+        return LinesFile(path, "text") if txt_documents == "line" else TextFile(path, txt_documents)
+    if kind == ".json" and _starts_with_list(path):
+        return JsonList(path)
+    if kind in (".jsonl", ".json"):
+        return LinesFile(path, "json")
+    raise UserError(
+        f"{path}: the format `{path.suffix}` is not known.", f"Known: {', '.join(FORMATS)}, also with .gz or .zst."
+    )
+
+
+def _format(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def _open(path: Path) -> tuple[IO[bytes], IO[bytes]]:
+    """The file as stored, for its position, and its content, decompressed where the name says so."""
+    stored = path.open("rb")
+    if path.suffix == ".gz":
+        return stored, gzip.GzipFile(fileobj=stored)
+    if path.suffix == ".zst":
+        import pyarrow as pa
+
+        return stored, io.BufferedReader(pa.input_stream(stored, compression="zstd"))
+    return stored, stored
+
+
+def _starts_with_list(path: Path) -> bool:
+    stored, content = _open(path)
+    with stored, content:
+        return content.read(64).removeprefix(BYTE_ORDER_MARK).lstrip()[:1] == b"["
+
+
+@dataclass
+class _File:
+    """What all files have in common."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.name = str(self.path)
+        self.bytes = self.path.stat().st_size
+
+    def sha256(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _blocks(self, size: int) -> Iterator[tuple[bytes, int]]:
+        """The content in blocks of `size` that end with a line, and the stored bytes read for each.
+
+        Raises:
+            UserError: a compressed file that is damaged or cut short.
+        """
+        stored, content = _open(self.path)
+        with stored, content:
+            done = 0
+            try:
+                while block := content.read(size):
+                    if not block.endswith(b"\n"):
+                        block += content.readline()
+                    yield block if done else block.removeprefix(BYTE_ORDER_MARK), stored.tell() - done
+                    done = stored.tell()
+            except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+                raise UserError(f"{self.path} cannot be read to its end: {error}.", "Fetch the file again.") from None
+
+
+@dataclass
+class LinesFile(_File):
+    """One row a line."""
+
+    kind: Literal["json", "text"]
+
+    def chunks(self) -> Iterator[Chunk]:
+        first = 1
+        for block, size in self._blocks(CHUNK_BYTES):
+            yield Chunk(self.name, first, self.kind, block.removesuffix(b"\n"), size)
+            first += block.count(b"\n")
+
+
+@dataclass
+class TextFile(_File):
+    """Documents of many lines: the whole file, or its paragraphs (parted by blank lines)."""
+
+    documents: Literal["file", "paragraph"]
+
+    def chunks(self) -> Iterator[Chunk]:
+        content = b"".join(block for block, _ in self._blocks(CHUNK_BYTES))
+        if self.documents == "file":
+            yield Chunk(self.name, 1, "text", [content], self.bytes)
+            return
+        paragraphs = [lines.strip(b"\n") for lines in content.replace(b"\r\n", b"\n").split(b"\n\n")]
+        rows: list[bytes | None] = [lines for lines in paragraphs if lines.strip()]
+        yield from _in_chunks(self.name, "text", rows, self.bytes)
+
+
+@dataclass
+class JsonList(_File):
+    """One JSON list of objects; the place of a row is its number in the list."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        content = b"".join(block for block, _ in self._blocks(CHUNK_BYTES))
+        try:
+            rows = msgspec.json.decode(content, type=list[msgspec.Raw])
+        except msgspec.DecodeError as error:
+            raise UserError(
+                f"{self.path} is not valid JSON: {error}.", "Mend it, or write one object a line."
+            ) from None
+        yield from _in_chunks(self.name, "json", [bytes(row) for row in rows], self.bytes)
+
+
+@dataclass
+class ParquetFile(_File):
+    """One column of a Parquet file."""
+
+    column: str
+
+    def chunks(self) -> Iterator[Chunk]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            file = pq.ParquetFile(self.path)
+            _check_column(self.name, self.column, file.schema_arrow)
+            first = 1
+            for batch in file.iter_batches(batch_size=1024, columns=[self.column]):
+                rows = batch.column(0).cast(pa.binary()).to_pylist()
+                yield Chunk(self.name, first, "text", rows, self.bytes * len(rows) // max(1, file.metadata.num_rows))
+                first += len(rows)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self.path} cannot be read as Parquet: {error}.", "Fetch the file again.") from None
+
+
+class HubDataset:
+    """A data set on Hugging Face (`org/name`) or ModelScope (`ms::org/name`), from the local cache where it is there."""
+
+    def __init__(self, name: str, column: str, subset: str | None, split: str) -> None:
+        from swift_mega.base.hub import load_dataset
+
+        self.name = f"{name}:{subset}/{split}" if subset else f"{name}:{split}"
+        self.column = column
+        self._dataset = load_dataset(name, subset, split)
+        _check_column(self.name, column, self._dataset.features)
+        self._files = [Path(file["filename"]) for file in self._dataset.cache_files]
+        self.bytes = sum(file.stat().st_size for file in self._files)
+
+    def chunks(self) -> Iterator[Chunk]:
+        import pyarrow as pa
+
+        first = 1
+        for table in self._dataset.select_columns([self.column]).with_format("arrow").iter(batch_size=1024):
+            rows = table.column(0).cast(pa.binary()).to_pylist()
+            yield Chunk(self.name, first, "text", rows, self.bytes * len(rows) // max(1, len(self._dataset)))
+            first += len(rows)
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for path in self._files:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+def _check_column(name: str, column: str, schema: Any) -> None:
+    """The column must be there and hold strings; `schema` maps names to Arrow or `datasets` types."""
+    names = list(getattr(schema, "names", schema))
+    if column not in names:
+        raise UserError(f"{name} has no column `{column}`.", f"Columns: {', '.join(names)} (`--text-key`).")
+    kind = schema.field(column).type if hasattr(schema, "field") else schema[column].dtype
+    if "string" not in str(kind):
+        raise UserError(f"the column `{column}` of {name} holds {kind}, not strings.", "Choose another `--text-key`.")
+
+
+def _in_chunks(name: str, kind: Literal["json", "text"], rows: list[bytes | None], size: int) -> Iterator[Chunk]:
+    """Rows that are in memory already, in pieces; `size` is shared out evenly."""
+    for first in range(0, len(rows), 1024):
+        part = rows[first : first + 1024]
+        yield Chunk(name, first + 1, kind, part, size * len(part) // len(rows))

@@ -1,0 +1,172 @@
+"""Rows out of every format, with their places, and nothing lost without a word."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from swift_mega.base import readers
+from swift_mega.base.errors import UserError
+from swift_mega.base.readers import BadRows, Corpus
+
+TEXTS = ["one", "zwei\nLinien", "三 \N{SNOWMAN}", ""]
+
+
+def read(
+    *inputs: Path | str, policy: readers.OnBadRow = "raise", **options: str
+) -> tuple[list[str], list[str], BadRows]:
+    bad = BadRows()
+    rows = list(Corpus([str(name) for name in inputs], **options).texts(bad, policy))  # type: ignore[arg-type]
+    return [row.text for row in rows], [row.where for row in rows], bad
+
+
+def write_jsonl(path: Path) -> None:
+    path.write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS))
+
+
+def write_gz(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in TEXTS)))
+
+
+def write_zst(path: Path) -> None:
+    with pa.output_stream(str(path), compression="zstd") as file:
+        file.write(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in TEXTS))
+
+
+def write_list(path: Path) -> None:
+    path.write_text(json.dumps([{"text": text} for text in TEXTS], indent=2))
+
+
+def write_parquet(path: Path) -> None:
+    pq.write_table(pa.table({"text": TEXTS, "n": range(len(TEXTS))}), path)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "a.jsonl": write_jsonl,
+    "a.json": write_jsonl,
+    "a.jsonl.gz": write_gz,
+    "a.jsonl.zst": write_zst,
+    "list.json": write_list,
+    "a.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_formats(tmp_path: Path, name: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / name
+    WRITERS[name](path)
+    texts, places, bad = read(path)
+    assert texts == TEXTS
+    assert places == [f"{path}:{number}" for number in range(1, 5)]
+    assert not bad.reasons
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_sizes_of_chunks_add_up_to_the_file(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    corpus = Corpus([str(tmp_path / name)])
+    assert sum(chunk.size for chunk in corpus.chunks()) == corpus.bytes
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ("file", ["first\nline\n\n\n\nsecond\n"]),
+        ("paragraph", ["first\nline", "second"]),
+        ("line", ["first", "line", "", "", "", "second"]),
+    ],
+)
+def test_txt(tmp_path: Path, documents: str, expected: list[str]) -> None:
+    (tmp_path / "a.txt").write_text("first\nline\n\n\n\nsecond\n")
+    assert read(tmp_path / "a.txt", txt_documents=documents)[0] == expected
+
+
+def test_many_inputs_keep_their_order(tmp_path: Path) -> None:
+    for folder, name in (("x", "b"), ("x", "a"), ("y", "c")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.jsonl").write_text(json.dumps({"body": name}))
+    (tmp_path / "x" / "notes.md").write_text("not data")
+    assert read(tmp_path / "y", f"{tmp_path}/x/*.jsonl", text_key="body")[0] == ["c", "a", "b"]
+    assert read(tmp_path / "x", text_key="body")[0] == ["a", "b"]
+
+
+BAD_LINES = [
+    b'{"text": "good"}',
+    b"{broken",
+    b"",
+    b'["a list"]',
+    b'{"body": "no text"}',
+    b'{"text": 5}',
+    b'{"text": "\xff\xfe"}',
+    b'{"text": "half \\ud800 pair"}',
+    b'{"text": "fine", "score": NaN}',
+]
+
+
+def test_bad_rows_are_counted_and_placed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(BAD_LINES))
+    texts, places, bad = read(path, policy="skip")
+    assert texts == ["good", "fine"]
+    assert places == [f"{path}:1", f"{path}:9"]
+    assert [(row.where, row.reason) for row in bad.first] == [
+        (f"{path}:2", "not valid JSON"),
+        (f"{path}:4", "not a JSON object"),
+        (f"{path}:5", "no key `text`"),
+        (f"{path}:6", "`text` is not a string"),
+        (f"{path}:7", "not UTF-8"),
+        (f"{path}:8", "`text` holds half of a surrogate pair"),
+    ]
+
+
+def test_a_bad_row_ends_the_reading(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(BAD_LINES))
+    with pytest.raises(UserError, match=r"1 bad rows(.|\n)*a.jsonl:2: not valid JSON(.|\n)*--on-bad-row skip"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_the_report_shows_twenty_places(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{\n" * 50)
+    bad = read(tmp_path / "a.jsonl", policy="skip")[2]
+    assert bad.reasons == {"not valid JSON": 50}
+    assert len(bad.first) == 20
+    assert "50 bad rows" in str(bad)
+    assert f"{tmp_path}/a.jsonl:20" in str(bad)
+    assert f"{tmp_path}/a.jsonl:21" not in str(bad)
+
+
+def test_null_in_a_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "a.parquet")
+    texts, _, bad = read(tmp_path / "a.parquet", policy="skip")
+    assert (texts, bad.first[0].where) == (["a"], f"{tmp_path}/a.parquet:2")
+
+
+def damaged(path: Path, write: Callable[[Path], None]) -> None:
+    write(path)
+    path.write_bytes(path.read_bytes()[:-12])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("missing.jsonl", lambda path: None, "is no file"),
+        ("*.nothing", lambda path: None, "is no file"),
+        ("a.csv", lambda path: path.write_text("a,b"), r"format `.csv` is not known"),
+        ("a.jsonl.gz", lambda path: damaged(path, write_gz), "cannot be read to its end"),
+        ("a.jsonl.zst", lambda path: damaged(path, write_zst), "cannot be read to its end"),
+        ("a.parquet", lambda path: damaged(path, write_parquet), "cannot be read as Parquet"),
+        ("a.json", lambda path: path.write_text('[{"text": "a"}, '), "is not valid JSON"),
+        ("b.parquet", lambda path: pq.write_table(pa.table({"n": [1]}), path), "has no column `text`.\n.*Columns: n"),
+        ("c.parquet", lambda path: pq.write_table(pa.table({"text": [1]}), path), "holds int64, not strings"),
+    ],
+)
+def test_errors(tmp_path: Path, name: str, make: Callable[[Path], None], message: str) -> None:
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
