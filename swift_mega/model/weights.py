@@ -1,0 +1,166 @@
+"""Hugging Face weights into a Megatron model and back, in memory, every rank its own slices.
+
+A model says itself what it holds: megatron's `sharded_state_dict` gives, for each piece of each
+parameter on this rank, the canonical name of the whole tensor and the box that the piece is. A
+`MegatronView` answers for any box of any canonical tensor of a Hugging Face folder. So no rank reads
+or writes more than it holds, and there is no second description of the layout.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from converters import checkpoint
+from converters.family import family_of
+from converters.stores import safetensors
+from converters.stores.torch_dist import dtype_name, to_carrier, to_torch
+from converters.tensors import TensorSpec
+from converters.view import MegatronView, hf_tensors
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from swift_mega.base.errors import UserError
+
+
+class Piece(NamedTuple):
+    """A part of a canonical tensor that this rank holds."""
+
+    key: str
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    """Like `offset` with the layer axis where layers are stacked."""
+    data: Tensor
+    """A window on the parameter, without the layer axis."""
+    main: bool
+    """Whether this rank is the one of its replicas that writes."""
+
+
+def pieces(chunks: list[MegatronModule]) -> Iterator[Piece]:
+    """What this rank holds of the model, each element of each parameter once."""
+    for chunk in chunks:
+        state = chunk.sharded_state_dict()
+        apply_factories(state)
+        for value in nested_values(state):
+            if isinstance(value, ShardedTensor):
+                shape = (1,) * value.prepend_axis_num + tuple(value.local_shape)
+                main = is_main_replica(value.replica_id)
+                yield Piece(value.key, tuple(value.global_offset), shape, value.data, main)
+
+
+def load_hf(chunks: list[MegatronModule], hf_folder: Path) -> None:
+    """Fill the model from a Hugging Face folder, cast to the model's dtype.
+
+    Before the optimizer is made: it copies its fp32 master weights then.
+
+    Raises:
+        UserError: weights that are missing, truncated, of another shape, or that no parameter takes.
+    """
+    config = checkpoint.read_config(hf_folder)
+    store = safetensors.open_folder(hf_folder)
+    view = MegatronView(family_of(config), config, store, padded_vocab_size(chunks))
+    held = list(pieces(chunks))
+    _check_complete(chunks, held, view)
+    with torch.no_grad():
+        for piece in held:
+            box = to_torch(view.read(piece.key, piece.offset, piece.shape), view.tensors[piece.key].dtype)
+            piece.data.copy_(box.reshape(piece.data.shape))
+    store.close()
+
+
+def save_hf(chunks: list[MegatronModule], hf_folder: Path, source_hf: Path) -> None:
+    """Write the model as a Hugging Face folder in its own dtype, all ranks at once into shared files.
+
+    Args:
+        chunks: the model.
+        hf_folder: to write; on a file system that all ranks see. Files carry their final names only when all
+            ranks have written.
+        source_hf: where config, tokenizer and chat template come from.
+
+    Raises:
+        UserError: on every rank, if the disk is full or the model is not the one of `source_hf`.
+    """
+    config = checkpoint.read_config(source_hf)
+    family = family_of(config)
+    held = list(pieces(chunks))
+    dtypes = {key: dtype_name(dtype) for key, dtype in _gather({piece.key: piece.data.dtype for piece in held}).items()}
+    tensors = hf_tensors(family, family.megatron_arguments(config), dtypes)
+    _on_first_rank(lambda: safetensors.create(hf_folder, tensors).close())
+    store = safetensors.attach(hf_folder)
+    view = MegatronView(family, config, store, padded_vocab_size(chunks))
+    _check_complete(chunks, held, view)
+    for piece in held:
+        if piece.main:
+            view.write(piece.key, piece.offset, to_carrier(piece.data.detach().cpu()).reshape(piece.shape))
+    store.flush()
+    store.close()
+    torch.distributed.barrier()
+    _on_first_rank(lambda: _finish(hf_folder, source_hf, tensors))
+
+
+def _finish(hf_folder: Path, source_hf: Path, tensors: dict[str, TensorSpec]) -> None:
+    checkpoint.copy_hf_files(checkpoint.hf_folder(source_hf), hf_folder)
+    checkpoint.state_dtype(hf_folder, tensors)
+    safetensors.finish(safetensors.attach(hf_folder))
+
+
+def padded_vocab_size(chunks: list[MegatronModule]) -> int:
+    """Rows of the embedding with its padding."""
+    size: int = unwrap(chunks[0]).vocab_size
+    return size
+
+
+def unwrap(chunk: Any) -> Any:
+    """The GPTModel inside Float16Module and DistributedDataParallel."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def _check_complete(chunks: list[MegatronModule], held: list[Piece], view: MegatronView) -> None:
+    """Every parameter has a place in the folder, and every tensor of the folder one in the model of all ranks."""
+    unknown = sorted({piece.key for piece in held} - set(view.tensors))
+    in_pieces = sum(piece.data.numel() for piece in held)
+    in_parameters = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+    if unknown or in_pieces != in_parameters:
+        raise RuntimeError(
+            f"family {view.family.name} has no rule for {', '.join(unknown) or 'all parameters'}: "
+            f"{in_pieces:,} of {in_parameters:,} elements on this rank have a canonical name"
+        )
+    covered = Counter[str]()
+    for piece in held:
+        covered[piece.key] += math.prod(piece.shape) if piece.main else 0
+    total = _gather(covered)
+    left = [key for key, spec in view.tensors.items() if total.get(key, 0) != math.prod(spec.shape)]
+    if left:
+        raise UserError(
+            f"{view.store.path} has tensors that the model on {torch.distributed.get_world_size()} ranks does not: "
+            + ", ".join(f"`{key}` ({total.get(key, 0):,} of {math.prod(view.tensors[key].shape):,})" for key in left[:8]),
+            "Are model and folder of the same architecture?",
+        )
+
+
+def _gather(mine: dict[str, Any]) -> dict[str, Any]:
+    """The union over all ranks; counts of a Counter are added."""
+    of_all: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_all, mine)
+    if isinstance(mine, Counter):
+        return sum(of_all, Counter())
+    return {key: value for of_rank in of_all for key, value in of_rank.items()}
+
+
+def _on_first_rank(work: Callable[[], None]) -> None:
+    """Run `work` on rank 0 while the others wait; what a user can mend is raised on all of them."""
+    failure: list[UserError | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            work()
+        except UserError as error:
+            failure = [error]
+    torch.distributed.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise failure[0]
