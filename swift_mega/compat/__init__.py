@@ -4,6 +4,8 @@
 of a library is there or whether CUDA is.
 """
 
+import os
+
 
 def install() -> None:
     """Make megatron-core importable and runnable on this machine. Calling it again does nothing.
@@ -14,5 +16,7 @@ def install() -> None:
     from swift_mega.compat.installation import install_redirections
     from swift_mega.compat.quiet import hide_inside_megatron
 
+    # Megatron orders its communication by the order of launches, which takes a single hardware queue.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     hide_inside_megatron()
     install_redirections()

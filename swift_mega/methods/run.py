@@ -146,14 +146,14 @@ def _last_step(config: PretrainConfig, progress: Progress) -> int:
 
 def _streams(config: PretrainConfig, progress: Progress, arguments: MegatronArguments, hf_folder: Path) -> Streams:
     batch_size = config.train.global_batch_size
-    tokenizer = on_main(lambda: TokenizerInfo.of(config.model.tokenizer or hf_folder))
+    tokenizer: TokenizerInfo | None = None
     return build_streams(
         config.data,
         seed=config.train.seed,
         total_train_samples=progress.consumed_samples + (config.train.steps - progress.step) * batch_size,
         eval_samples=config.train.eval_batches * batch_size,
         vocab_size=arguments.vocab_size,
-        eod=tokenizer.eod,
+        eod=None,
         tokenizer=tokenizer,
         consumed_samples=progress.consumed_samples,
         cache_dir=config.data.cache_dir or Path(config.output) / "cache",

@@ -198,7 +198,7 @@ class Report(Callback):
         step_s = (now - self.clock) / self.steps
         values = {
             "loss": loss,
-            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "lr": result.lr,
             "grad_norm": result.grad_norm,
             "tokens_per_s": self.tokens_per_step / step_s,
             "tflops_per_device": self.flops_per_step / step_s / dist.get_world_size() / 1e12,

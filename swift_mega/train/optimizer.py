@@ -11,6 +11,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer import MegatronModule, TransformerConfig
 
 from swift_mega.base.errors import UserError
+from swift_mega.compat.buckets import count_padding
 from swift_mega.parallel.config import ParallelConfig
 from swift_mega.train.config import OptimizerConfig
 
@@ -34,6 +35,7 @@ def wrap_data_parallel(chunks: list[MegatronModule], parallel: ParallelConfig) -
         DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+    count_padding(wrapped)
     if parallel.overlap_grad_reduce:
         # Only the last micro-batch may send; one function for one chunk, a list for several.
         no_sync = [chunk.no_sync for chunk in wrapped]

@@ -35,6 +35,8 @@ class StepResult(NamedTuple):
 
     loss_sum_and_tokens: torch.Tensor
     grad_norm: float
+    lr: float
+    """The learning rate of this step's update."""
 
 
 class Stepper:
@@ -72,9 +74,10 @@ class Stepper:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
         reports = self._forward_backward(data_iterator=self._per_chunk(batches), forward_only=False)
+        lr = optimizer.param_groups[0]["lr"]
         _, grad_norm, _ = optimizer.step()
         scheduler.step(1)
-        return StepResult(self._sum(reports), float(grad_norm or 0.0))
+        return StepResult(self._sum(reports), float(grad_norm or 0.0), lr)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch]) -> torch.Tensor:
