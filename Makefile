@@ -1,0 +1,50 @@
+# `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
+# The environment is .venv: the pinned lock on Python 3.11, the ranges of pyproject.toml on later ones.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+MINOR := $(shell $(PYTHON) -c 'import sys; print(sys.version_info[1])')
+
+.DEFAULT_GOAL := help
+.PHONY: demo test test-slow check bench lock clean help
+
+demo: $(STAMP)  ## continue the pretraining of a real model on three processes, then two, and talk to it
+	$(RUN) examples/first_light.py
+
+test: $(STAMP)  ## the test suite
+	$(RUN) -m pytest -q
+
+test-slow: $(STAMP)  ## the longer proofs: real weights, the built wheel, kill -9
+	$(RUN) -m pytest -q -m "slow and not gpu" --timeout 1800
+
+check: $(STAMP)  ## formatting, lint, types, and which package may call which
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(STAMP)  ## the benchmarks, each one ratio
+	for script in tests/bench/*.py; do echo "== $$script"; $(RUN) $$script || exit 1; done
+
+lock:  ## resolve pyproject.toml under requirements/pins.txt into requirements/lock-py311.txt
+	python3.11 requirements/lock.py
+
+clean:  ## remove .venv, builds and caches; runs and the demo's folder stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml requirements/lock-py311.txt requirements/demo-no-deps.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=/path/to/python3.11")'
+ifeq ($(MINOR),11)
+	@$(PYTHON) requirements/install.py $(VENV) -r requirements/lock-py311.txt
+	@$(PYTHON) requirements/install.py $(VENV) --no-deps -e .
+else
+	@$(PYTHON) requirements/install.py $(VENV) -e '.[test,dev]'
+endif
+	@$(PYTHON) requirements/install.py $(VENV) --no-deps -r requirements/demo-no-deps.txt
+	@touch $@
