@@ -1,6 +1,7 @@
 """The command `swift-mega convert`: its options, and the call. Torch-free until it runs."""
 
 import argparse
+import re
 from pathlib import Path
 
 from swift_mega.base.errors import UserError
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
 
 def parse_size(text: str) -> int:
     """Bytes in `5GB`, `500MB` or a plain number; decimal units, as transformers reads them."""
-    number = text.strip().upper().rstrip("BKMGT")
-    unit = text.strip().upper()[len(number) :] or "B"
-    if unit not in UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?B)?", text.strip().upper())
+    size = int(float(found[1]) * UNITS[found[2] or "B"]) if found else 0
+    if size < 1:
         raise UserError(f"--max-shard-size is {text!r}.", f"Give a number with one of {', '.join(UNITS)}, such as 5GB.")
-    return int(float(number) * UNITS[unit])
+    return size

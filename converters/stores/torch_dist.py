@@ -18,6 +18,7 @@ import json
 import math
 import os
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,8 +223,8 @@ def _chunks(
         place = content.storage_data.get(metadata.MetadataIndex(key, entry.offsets))
         if place is None:
             raise _damaged(folder / METADATA, f"it has no file for `{key}` at {list(entry.offsets)}")
-        if Path(place.relative_path).name != place.relative_path:
-            raise _damaged(folder / METADATA, f"it points outside the folder: {place.relative_path!r}")
+        if not re.fullmatch(r"[\w.-]+\.distcp", place.relative_path):
+            raise _damaged(folder / METADATA, f"it points to {place.relative_path!r}, not to a data file beside it")
         file = folder / place.relative_path
         found.append(Chunk(tuple(entry.offsets), tuple(entry.sizes), file, place.offset, place.length))
     try:

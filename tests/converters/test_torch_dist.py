@@ -1,0 +1,269 @@
+"""The torch_dist store: plain megatron-core loads ours, we read megatron-core's, and nothing is trusted."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from converters.stores import torch_dist
+from converters.stores.torch_dist import TorchDistWriter, extra_state_keys, open_checkpoint, to_carrier, to_torch
+from converters.tensors import TensorSpec
+from swift_mega.base.errors import UserError
+
+KEY = "decoder.layers.mlp.linear_fc2.weight"
+SPECS = {
+    KEY: TensorSpec((2, 4, 6), "bfloat16"),
+    "decoder.final_layernorm.weight": TensorSpec((4,), "float32"),
+}
+
+
+def write(folder: Path, rows: int = 4) -> dict[str, torch.Tensor]:
+    """A checkpoint of SPECS in chunks of `rows` rows, and what is in it."""
+    torch.manual_seed(0)
+    tensors = {key: torch.randn(spec.shape).to(getattr(torch, spec.dtype)) for key, spec in SPECS.items()}
+    writer = TorchDistWriter(folder, SPECS, 8)
+    for layer in range(2):
+        for row in range(0, 4, rows):
+            part = tensors[KEY][layer : layer + 1, row : row + rows]
+            writer.write(KEY, (layer, row, 0), to_carrier(part))
+    writer.write("decoder.final_layernorm.weight", (0,), to_carrier(tensors["decoder.final_layernorm.weight"]))
+    for key in extra_state_keys(SPECS):
+        writer.write_object(key, torch_dist.empty_extra_state())
+    writer.finish({"iteration": 0})
+    return tensors
+
+
+def whole(folder: Path, key: str) -> torch.Tensor:
+    """A tensor put together from its chunks."""
+    stored = open_checkpoint(folder)
+    tensor = torch.zeros(stored.tensors[key].shape, dtype=getattr(torch, stored.tensors[key].dtype))
+    for chunk in stored.chunks[key]:
+        box = tuple(slice(o, o + s) for o, s in zip(chunk.offset, chunk.shape, strict=True))
+        tensor[box] = to_torch(stored.read(key, chunk), stored.tensors[key].dtype)
+    return tensor
+
+
+def refusal(folder: Path, key: str | None = None) -> str:
+    with pytest.raises(UserError) as error:
+        stored = open_checkpoint(folder)
+        if key:
+            stored.read(key, stored.chunks[key][0])
+    return str(error.value)
+
+
+def edit_metadata(folder: Path, change: Callable[[Any], object]) -> None:
+    content = pickle.loads((folder / ".metadata").read_bytes())
+    change(content)
+    (folder / ".metadata").write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("rows", [4, 2, 1])
+def test_reads_back_what_was_written(rows: int, tmp_path: Path) -> None:
+    tensors = write(tmp_path, rows)
+    for key, tensor in tensors.items():
+        assert torch.equal(whole(tmp_path, key), tensor)
+    assert open_checkpoint(tmp_path).objects == [
+        "decoder.layers.mlp.linear_fc2._extra_state/shard_0_2",
+        "decoder.layers.mlp.linear_fc2._extra_state/shard_1_2",
+        "decoder.final_layernorm._extra_state/shard_0_1",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn", "int8", "bool"])
+def test_carriers_keep_the_bits(dtype: str) -> None:
+    tensor = torch.arange(6).reshape(2, 3).to(getattr(torch, dtype))
+    again = to_torch(to_carrier(tensor), dtype)
+    assert again.dtype == tensor.dtype and again.float().equal(tensor.float())
+
+
+def test_an_unfilled_tensor_is_our_fault(tmp_path: Path) -> None:
+    writer = TorchDistWriter(tmp_path, SPECS, 8)
+    writer.write(KEY, (0, 0, 0), np.zeros((1, 4, 6), np.uint16))
+    with pytest.raises(ValueError, match="hold 24 elements of 48"):
+        writer.finish({})
+    writer.close()
+    assert not (tmp_path / "metadata.json").exists()
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch_dist.os, "posix_fallocate", no_space)
+    with pytest.raises(UserError, match="is full"):
+        TorchDistWriter(tmp_path, SPECS, 8)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch executed",)
+
+
+class TestNothingIsTrusted:
+    def test_hostile_metadata(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        edit_metadata(tmp_path, lambda content: setattr(content, "planner_data", Hostile()))
+        assert "it names posix.system, which has no business there" in refusal(tmp_path)
+        assert not (tmp_path / "executed").exists()
+
+    def test_hostile_chunk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch_dist, "to_torch", lambda array, dtype: Hostile())
+        write(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        assert "is no tensor" in refusal(tmp_path, KEY)
+        assert not (tmp_path / "executed").exists()
+
+    def test_hostile_common_is_never_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "common.pt").write_bytes(pickle.dumps(Hostile()))
+        assert whole(tmp_path, KEY).shape == (2, 4, 6)
+        assert not (tmp_path / "executed").exists()
+
+    @pytest.mark.parametrize("path", ["../secret.distcp", "/etc/passwd", "a/b.distcp", ".."])
+    def test_a_file_outside_the_folder(self, path: str, tmp_path: Path) -> None:
+        write(tmp_path)
+
+        def point_outside(content: Any) -> None:
+            for place in content.storage_data.values():
+                place.relative_path = path
+
+        edit_metadata(tmp_path, point_outside)
+        assert "not to a data file beside it" in refusal(tmp_path)
+
+
+class TestDamage:
+    def test_truncated_data(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        os.truncate(tmp_path / "__0_0.distcp", 1000)
+        assert "__0_0.distcp is damaged" in refusal(tmp_path, KEY)
+
+    def test_missing_data(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        (tmp_path / "__0_0.distcp").unlink()
+        assert "__0_0.distcp: No such file" in refusal(tmp_path, KEY)
+
+    @pytest.mark.parametrize("keep", [0, 10, 300])
+    def test_truncated_metadata(self, keep: int, tmp_path: Path) -> None:
+        write(tmp_path)
+        os.truncate(tmp_path / ".metadata", keep)
+        assert ".metadata is damaged" in refusal(tmp_path)
+
+    def test_a_hole(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        edit_metadata(tmp_path, lambda content: content.state_dict_metadata[KEY].chunks.pop())
+        assert "hold 24 elements of 48" in refusal(tmp_path)
+
+    def test_an_overlap(self, tmp_path: Path) -> None:
+        write(tmp_path, rows=2)
+
+        def overlap(content: Any) -> None:
+            chunk = content.state_dict_metadata[KEY].chunks[1]
+            place = content.storage_data.pop(pickle.loads(pickle.dumps(_index(chunk.offsets))))
+            chunk.offsets = torch.Size((0, 1, 0))
+            content.storage_data[_index(chunk.offsets)] = place
+
+        edit_metadata(tmp_path, overlap)
+        assert "or overlap" in refusal(tmp_path)
+
+    def test_a_chunk_without_a_file(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        edit_metadata(tmp_path, lambda content: content.storage_data.pop(_index((1, 0, 0))))
+        assert f"has no file for `{KEY}` at [1, 0, 0]" in refusal(tmp_path)
+
+    def test_another_dtype_than_said(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        properties = "properties"
+
+        def lie(content: Any) -> None:
+            getattr(content.state_dict_metadata[KEY], properties).dtype = torch.float16
+
+        edit_metadata(tmp_path, lie)
+        assert "is bfloat16 [1, 4, 6], .metadata says float16" in refusal(tmp_path, KEY)
+
+    def test_another_format(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        (tmp_path / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"}))
+        assert "format 'zarr'" in refusal(tmp_path)
+
+
+def _index(offset: tuple[int, ...]) -> Any:
+    return torch_dist.metadata.MetadataIndex(KEY, offset)
+
+
+@pytest.fixture(scope="module")
+def megatron() -> Iterator[None]:
+    """megatron-core with a process group of one."""
+    from swift_mega.parallel import groups
+    from swift_mega.parallel.config import ParallelConfig
+
+    groups.initialize(ParallelConfig(), seed=1)
+    yield
+    groups.shutdown()
+
+
+@pytest.mark.usefixtures("megatron")
+class TestMegatronCore:
+    """The other side is megatron-core's own dist_checkpointing."""
+
+    @staticmethod
+    def sharded(key: str, tensor: torch.Tensor, *grid: tuple[int, int, int]) -> Any:
+        from megatron.core.dist_checkpointing import ShardedTensor
+
+        return ShardedTensor.from_rank_offsets(key, tensor, *grid, prepend_axis_num=len(grid) and 1)
+
+    @pytest.mark.parametrize("tensor_parallel", [1, 2, 3])
+    def test_megatron_core_loads_any_slice(self, tensor_parallel: int, tmp_path: Path) -> None:
+        from megatron.core import dist_checkpointing
+
+        expected = write(tmp_path)[KEY]
+        columns = 6 // tensor_parallel
+        slices = {
+            (layer, part): self.sharded(
+                KEY, torch.zeros(4, columns).bfloat16(), (0, layer, 2), (2, part, tensor_parallel)
+            )
+            for layer in range(2)
+            for part in range(tensor_parallel)
+        }
+        loaded = dist_checkpointing.load({str(where): tensor for where, tensor in slices.items()}, str(tmp_path))
+        for layer, part in slices:
+            found = loaded[str((layer, part))]
+            assert torch.equal(found, expected[layer, :, part * columns : (part + 1) * columns])
+
+    def test_megatron_core_knows_every_key(self, tmp_path: Path) -> None:
+        from megatron.core import dist_checkpointing
+
+        write(tmp_path)
+        assert set(dist_checkpointing.load_tensors_metadata(str(tmp_path))) == set(SPECS)
+        assert dist_checkpointing.load_common_state_dict(str(tmp_path)) == {"iteration": 0}
+
+    @pytest.mark.parametrize(("across", "down"), [(1, 1), (2, 1), (1, 2), (3, 4)])
+    def test_reads_any_grid_that_megatron_core_wrote(self, across: int, down: int, tmp_path: Path) -> None:
+        from megatron.core import dist_checkpointing
+        from megatron.core.dist_checkpointing import ShardedObject
+
+        tensor = torch.randn(2, 4, 6)
+        columns, rows = 6 // across, 4 // down
+        state = {
+            str((layer, row, column)): self.sharded(
+                KEY,
+                tensor[layer, row * rows : (row + 1) * rows, column * columns : (column + 1) * columns].contiguous(),
+                (0, layer, 2),
+                (1, row, down),
+                (2, column, across),
+            )
+            for layer in range(2)
+            for row in range(down)
+            for column in range(across)
+        }
+        state["rng"] = ShardedObject("rng_state", {"seed": 1}, (1,), (0,))
+        dist_checkpointing.save(state, str(tmp_path))
+        assert torch.equal(whole(tmp_path, KEY), tensor)
+        assert open_checkpoint(tmp_path).objects == ["rng_state/shard_0_1"]
