@@ -1,14 +1,20 @@
 """Fixtures for the whole suite."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from swift_mega import compat
+from tests.support.distributed import Workers
+
 # Several processes on few cores: more threads than one per process only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Before any test module imports megatron.
+compat.install()
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +30,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[name, dtype]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """`distributed(function, world_size, *args)`: run a function on up to 4 ranks under torchrun (see Workers)."""
+    workers = Workers(4, tmp_path_factory.mktemp("distributed") / "log.txt")
+    yield workers
+    workers.close()
+

@@ -1,0 +1,116 @@
+"""One launch of torchrun for all distributed cases of a session.
+
+Starting a process and importing torch and megatron costs about 8 CPU-seconds, a case on a tiny model a
+fraction of one. So the processes stay: each case gets a fresh world of the size it asks for, among the
+first ranks, and leaves it again.
+
+    def case(path, parallel):            # a function of an importable module; runs on every rank
+        groups.initialize(...)
+        return something that can be pickled
+
+    results = distributed(case, 4, path, parallel)     # one entry per rank
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+class Failed(AssertionError):
+    """A rank raised, died or did not answer; holds its traceback."""
+
+
+class Workers:
+    """`size` processes under `torch.distributed.run`, started at the first case and again after one that hung.
+
+    Args:
+        size: most ranks that a case can ask for.
+        log: file for what the processes print.
+    """
+
+    def __init__(self, size: int, log: Path) -> None:
+        self.size = size
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._store: Any = None
+        self._cases = 0
+
+    def __call__(
+        self, function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120, **kwargs: Any
+    ) -> list[Any]:
+        """Run `function(*args, **kwargs)` on `world_size` ranks and return what each returned.
+
+        Raises:
+            Failed: with the traceback of the first rank that raised, or the end of the log.
+        """
+        assert world_size <= self.size, f"{world_size} ranks of {self.size}"
+        if self._process is None:
+            self._start()
+        number, self._cases = self._cases, self._cases + 1
+        case = (function.__module__, function.__qualname__, world_size, args, kwargs)
+        self._store.set(f"case/{number}", pickle.dumps(case))
+        outcomes = [self._outcome(number, rank, time.monotonic() + timeout_s) for rank in range(world_size)]
+        for rank, (worked, value) in enumerate(outcomes):
+            if not worked:
+                raise Failed(f"rank {rank} of {world_size}:\n{value}")
+        return [value for _, value in outcomes]
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._process is not None:
+            self._store.set(f"case/{self._cases}", pickle.dumps(None))
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._stop()
+        self._process = None
+
+    def _start(self) -> None:
+        from torch.distributed import TCPStore
+
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._cases = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.size}"]
+            + ["-m", "tests.support.worker", str(self._store.port)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=self.log.open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def _stop(self) -> None:
+        """torchrun ends its children when it is told to end."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(timeout=60)
+        self._process = None
+
+    def _outcome(self, number: int, rank: int, deadline: float) -> tuple[bool, Any]:
+        """Whether the rank's function returned, and its value or traceback. Another rank's failure ends the wait."""
+        assert self._process is not None
+        key = f"result/{number}/{rank}"
+        while not self._store.check([key]):
+            failed_elsewhere = self._store.check([f"failure/{number}"])
+            if failed_elsewhere:
+                # The others wait for the rank that raised; give them a moment, then end them all.
+                deadline = min(deadline, time.monotonic() + 2)
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                why = pickle.loads(self._store.get(f"failure/{number}")) if failed_elsewhere else self._end_of_log()
+                if self._process.poll() is None:
+                    self._stop()
+                self._process = None
+                raise Failed(f"no answer from rank {rank}; the processes were ended.\n{why}")
+            time.sleep(0.005)
+        outcome: tuple[bool, Any] = pickle.loads(self._store.get(key))
+        return outcome
+
+    def _end_of_log(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
