@@ -1,4 +1,10 @@
-"""The command `swift-mega convert`: its options, and the call. Torch-free until it runs."""
+"""Turn a Hugging Face model into a Megatron checkpoint, or back; the source decides which way.
+
+No GPU is needed, and at most one layer's tensor is in memory. Nothing appears at DST before the
+conversion is complete, every tensor is accounted for, and there and back again is byte-identical.
+"""
+
+# Read by --help and by the launcher, so without torch until it runs.
 
 import argparse
 import re
@@ -32,9 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
-    from swift_mega.base.hub import resolve_model
-
     from converters.convert import DTYPES, Options, convert
+    from swift_mega.base.hub import resolve_model
 
     for name in ("vocab_divisible_by", "target_tp"):
         if getattr(args, name) < 1:
@@ -46,13 +51,7 @@ def run(args: argparse.Namespace) -> None:
         vocab_divisible_by=args.vocab_divisible_by,
         target_tp=args.target_tp,
     )
-    source = Path(args.source)
-    convert(
-        source if source.exists() else resolve_model(args.source, args.revision),
-        args.target,
-        to=args.to,
-        options=options,
-    )
+    convert(resolve_model(args.source, args.revision), args.target, to=args.to, options=options)
 
 
 def parse_size(text: str) -> int:

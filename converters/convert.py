@@ -167,9 +167,10 @@ def _check_keys(folder: Path, family: str, wanted: set[str], found: set[str]) ->
 
 def _check_shapes(folder: Path, view: MegatronView, weights: dict[str, TensorSpec]) -> None:
     for key, spec in weights.items():
-        if spec.shape != view.tensors[key].shape:
+        wanted = view.tensors[key].shape
+        if spec.shape != wanted:
             raise UserError(
-                f"{folder}: `{key}` is {list(spec.shape)}, with hf/config.json it would be {list(view.tensors[key].shape)}.",
+                f"{folder}: `{key}` is {list(spec.shape)}, with hf/config.json it would be {list(wanted)}.",
                 "The checkpoint is of another model than hf/ says.",
             )
 

@@ -73,6 +73,7 @@ class HfTensor:
 
 
 def hf(name: str, *dimensions: str) -> HfTensor:
+    """An `HfTensor`, short enough for tables."""
     return HfTensor(name, dimensions)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 8192,
 }
 
-VARIANTS: dict[str, tuple[str, dict]] = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": (
         "LlamaConfig",
         {

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from converters import checkpoint, convert as module
-from converters.convert import Options, convert
+from converters import checkpoint
+from converters.convert import DTYPES, Options, convert
+from converters.family import family_of
 from converters.stores import safetensors, torch_dist
+from converters.stores.files import full_disk_is_the_users
 from converters.stores.safetensors import open_folder
 from converters.view import MegatronView
 from swift_mega.base.errors import UserError
 
 from .conftest import SHARDED, VARIANTS
-from .test_view import load, reshaped
+from .reshape import load, reshaped
 
 
 @pytest.fixture
@@ -51,8 +53,8 @@ def test_round_trip_is_byte_identical(
     variant: str, hf_model: Callable[[str], Path], megatron_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = hf_model(variant)
-    shards = {"max_shard_bytes": 60_000} if variant == SHARDED else {}
-    convert(megatron_model(variant), tmp_path / "hf", options=Options(**shards))
+    options = Options(max_shard_bytes=60_000) if variant == SHARDED else None
+    convert(megatron_model(variant), tmp_path / "hf", options=options)
     assert_same_model(source, tmp_path / "hf")
     others = sorted(path.name for path in checkpoint.hf_files(source))
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= set(others)
@@ -115,7 +117,7 @@ def test_cast_on_export(
     megatron_model: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    convert(megatron_model(variant), tmp_path / "hf", options=Options(dtype=module.DTYPES[name]))
+    convert(megatron_model(variant), tmp_path / "hf", options=Options(dtype=DTYPES[name]))
     original, exported = load(hf_model(variant)), load(tmp_path / "hf")
     for key, tensor in original.items():
         assert torch.equal(exported[key], tensor.to(getattr(torch, dtype)))
@@ -201,7 +203,7 @@ class TestFailure:
     ) -> None:
         convert(hf_model("llama"), tmp_path / "megatron")
         source = tmp_path / "megatron" if store is safetensors else hf_model("llama")
-        monkeypatch.setattr(store.os, "posix_fallocate", _no_space)
+        monkeypatch.setattr(os, "posix_fallocate", _no_space)
         assert "is full" in refusal(source, tmp_path / "x")
         assert [path.name for path in tmp_path.iterdir()] == ["megatron"]
 
@@ -235,7 +237,7 @@ def _no_space(*_: Any) -> None:
 
 def _no_space_in_a_with(folder: Path) -> Callable[..., None]:
     def fail(*_: Any) -> None:
-        with module.full_disk_is_the_users(folder):
+        with full_disk_is_the_users(folder):
             _no_space()
 
     return fail
@@ -303,7 +305,7 @@ class TestMegatronCore:
         from megatron.core.transformer import TransformerConfig
 
         config = checkpoint.read_config(root)
-        arguments = module.family_of(config).megatron_arguments(config)
+        arguments = family_of(config).megatron_arguments(config)
         return GPTModel(
             TransformerConfig(
                 num_layers=arguments.num_layers,

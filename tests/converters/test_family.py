@@ -93,8 +93,8 @@ def test_windows() -> None:
     assert arguments(qwen2 | {"use_sliding_window": True, "layer_types": mixed}).window_attn_skip_freq == [1, 0, 1]
 
 
-QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2}
-REFUSED = {
+QWEN2: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "`rope_scaling.rope_type` is 'yarn'"),
     "longrope": ({"rope_parameters": {"rope_type": "longrope"}}, "`rope_parameters.rope_type` is 'longrope'"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "is 'dynamic'"),

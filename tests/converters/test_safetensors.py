@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from converters.stores import safetensors
 from converters.stores.safetensors import INDEX, SINGLE, attach, create, finish, open_folder, split
 from converters.tensors import TensorSpec
 from swift_mega.base.errors import UserError
@@ -38,7 +38,7 @@ def sharded(hf_model: Callable[[str], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(hf_model(SHARDED), tmp_path / "sharded"))
 
 
-def rewrite_header(file: Path, change: Callable[[dict], object]) -> None:
+def rewrite_header(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Apply `change` to the header; the data stays as it is."""
     content = file.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
@@ -167,7 +167,7 @@ def test_broken_header(single: Path) -> None:
     ],
     ids=["dtype", "shape", "gap", "field"],
 )
-def test_wrong_header(change: Callable[[dict], object], message: str, single: Path) -> None:
+def test_wrong_header(change: Callable[[dict[str, Any]], object], message: str, single: Path) -> None:
     rewrite_header(single / SINGLE, change)
     assert message in refusal(single)
 
@@ -209,6 +209,6 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.os, "posix_fallocate", no_space)
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(UserError, match="is full"):
         create(tmp_path, SPECS)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from converters.stores import torch_dist
 from converters.stores.torch_dist import TorchDistWriter, extra_state_keys, open_checkpoint, to_carrier, to_torch
@@ -95,7 +96,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch_dist.os, "posix_fallocate", no_space)
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(UserError, match="is full"):
         TorchDistWriter(tmp_path, SPECS, 8)
 
@@ -195,7 +196,7 @@ class TestDamage:
 
 
 def _index(offset: tuple[int, ...]) -> Any:
-    return torch_dist.metadata.MetadataIndex(KEY, offset)
+    return MetadataIndex(KEY, offset)
 
 
 @pytest.fixture(scope="module")

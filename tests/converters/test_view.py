@@ -1,10 +1,11 @@
 """The view against an independent reshaping with torch, box by box, and what it refuses.
 
-`reshaped` below is written from the definition of Megatron's layers, without the rules; the planted
-faults show that a wrong order in the rules makes the comparison fail.
+`reshaped` is written from the definition of Megatron's layers, without the rules; the planted faults
+show that a wrong order in the rules makes the comparison fail.
 """
 
 import dataclasses
+import itertools
 import json
 import random
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from converters import checkpoint
 from converters.family import Family, family_of, padded_vocab_size
@@ -27,16 +28,10 @@ from converters.view import MegatronView, hf_tensors
 from swift_mega.base.errors import UserError
 
 from .conftest import VARIANTS
+from .reshape import load, reshaped
 
 QKV = "decoder.layers.self_attention.linear_qkv"
 FC1 = "decoder.layers.mlp.linear_fc1.weight"
-
-
-def load(folder: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for file in folder.glob("*.safetensors"):
-        tensors |= load_file(file)
-    return tensors
 
 
 def view_of(folder: Path, family: Family | None = None) -> MegatronView:
@@ -48,51 +43,6 @@ def view_of(folder: Path, family: Family | None = None) -> MegatronView:
 def whole(view: MegatronView, key: str) -> torch.Tensor:
     spec = view.tensors[key]
     return to_torch(view.read(key, (0,) * len(spec.shape), spec.shape), spec.dtype)
-
-
-def reshaped(hf: dict[str, torch.Tensor], layers: int, groups: int, padded: int) -> dict[str, torch.Tensor]:
-    """Megatron's tensors by torch alone: per group its queries, its key, its value; gate above up; zeros below."""
-
-    def stack(name: str) -> torch.Tensor | None:
-        found = [hf.get(f"model.layers.{layer}.{name}") for layer in range(layers)]
-        return torch.stack([tensor for tensor in found if tensor is not None]) if found[0] is not None else None
-
-    def fused(kind: str) -> torch.Tensor | None:
-        parts = [stack(f"self_attn.{name}_proj.{kind}") for name in "qkv"]
-        if any(part is None for part in parts):
-            return None
-        by_group = [part.unflatten(1, (groups, -1)) for part in parts if part is not None]
-        return torch.cat(by_group, dim=2).flatten(1, 2)
-
-    def gated(kind: str) -> torch.Tensor | None:
-        gate, up = stack(f"mlp.gate_proj.{kind}"), stack(f"mlp.up_proj.{kind}")
-        return torch.cat((gate, up), dim=1) if gate is not None and up is not None else None
-
-    def pad(name: str) -> torch.Tensor | None:
-        if name not in hf:
-            return None
-        rows = hf[name]
-        return torch.cat((rows, rows.new_zeros(padded - len(rows), rows.shape[1])))
-
-    layer = "decoder.layers."
-    tensors = {
-        "embedding.word_embeddings.weight": pad("model.embed_tokens.weight"),
-        "output_layer.weight": pad("lm_head.weight"),
-        "decoder.final_layernorm.weight": hf["model.norm.weight"],
-        layer + "self_attention.linear_qkv.layer_norm_weight": stack("input_layernorm.weight"),
-        layer + "self_attention.linear_qkv.weight": fused("weight"),
-        layer + "self_attention.linear_qkv.bias": fused("bias"),
-        layer + "self_attention.linear_proj.weight": stack("self_attn.o_proj.weight"),
-        layer + "self_attention.linear_proj.bias": stack("self_attn.o_proj.bias"),
-        layer + "self_attention.q_layernorm.weight": stack("self_attn.q_norm.weight"),
-        layer + "self_attention.k_layernorm.weight": stack("self_attn.k_norm.weight"),
-        layer + "mlp.linear_fc1.layer_norm_weight": stack("post_attention_layernorm.weight"),
-        layer + "mlp.linear_fc1.weight": gated("weight"),
-        layer + "mlp.linear_fc1.bias": gated("bias"),
-        layer + "mlp.linear_fc2.weight": stack("mlp.down_proj.weight"),
-        layer + "mlp.linear_fc2.bias": stack("mlp.down_proj.bias"),
-    }
-    return {key: tensor for key, tensor in tensors.items() if tensor is not None}
 
 
 def assert_equals_reshaping(folder: Path, family: Family | None = None) -> None:
@@ -168,7 +118,7 @@ def test_writing_slices_gives_the_source_back(
     for key, spec in source.tensors.items():
         axis = len(source.rule(key).stack)
         bounds = np.linspace(0, spec.shape[axis], tensor_parallel + 1).astype(int).tolist()
-        for begin, end in zip(bounds, bounds[1:], strict=False):
+        for begin, end in itertools.pairwise(bounds):
             offset = tuple(begin if number == axis else 0 for number in range(len(spec.shape)))
             shape = tuple(end - begin if number == axis else size for number, size in enumerate(spec.shape))
             target.write(key, offset, source.read(key, offset, shape))
@@ -280,7 +230,7 @@ class TestAccounting:
 
     def test_padding_below_the_vocabulary(self, hf_model: Callable[[str], Path]) -> None:
         config = checkpoint.read_config(hf_model("llama"))
-        with pytest.raises(UserError, match="has 128 rows, the vocabulary of config.json 131"):
+        with pytest.raises(UserError, match=r"has 128 rows, the vocabulary of config\.json 131"):
             MegatronView(family_of(config), config, open_folder(hf_model("llama")), 128)
 
 
