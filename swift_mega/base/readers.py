@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -168,7 +168,7 @@ def _slow_json_text(row: str, key: str) -> str:
         raise Unreadable(f"`{key}` is not a string")
     if any("\ud800" <= character <= "\udfff" for character in value[key]):
         raise Unreadable(f"`{key}` holds half of a surrogate pair")
-    return value[key]
+    return str(value[key])
 
 
 class Corpus:
@@ -263,11 +263,11 @@ def _format(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def _open(path: Path) -> tuple[IO[bytes], IO[bytes]]:
+def _open(path: Path) -> tuple[BinaryIO, BinaryIO]:
     """The file as stored, for its position, and its content, decompressed where the name says so."""
     stored = path.open("rb")
     if path.suffix == ".gz":
-        return stored, gzip.GzipFile(fileobj=stored)
+        return stored, io.BufferedReader(gzip.GzipFile(fileobj=stored))
     if path.suffix == ".zst":
         import pyarrow as pa
 
@@ -381,7 +381,7 @@ class ParquetFile(_File):
 
 
 class HubDataset:
-    """A data set on Hugging Face (`org/name`) or ModelScope (`ms::org/name`), from the local cache where it is there."""
+    """A data set on Hugging Face (`org/name`) or ModelScope (`ms::org/name`)."""
 
     def __init__(self, name: str, column: str, subset: str | None, split: str) -> None:
         from swift_mega.base.hub import load_dataset

@@ -108,7 +108,7 @@ def _truncated(path: Path, expected: int, arithmetic: str) -> UserError:
     got = path.stat().st_size
     return UserError(
         f"{path} has {got} bytes where {expected} are due ({arithmetic}).",
-        "The file was cut short or belongs to another build: copy it again, or run `swift-mega data build --overwrite`.",
+        "It was cut short or belongs to another build: copy it again, or run `swift-mega data build --overwrite`.",
     )
 
 

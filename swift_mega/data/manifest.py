@@ -13,26 +13,7 @@ import msgspec
 
 from swift_mega.base.errors import UserError
 from swift_mega.data.indexed import Index, read_index
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerInfo:
-    """What a data set and a model must agree on.
-
-    Attributes:
-        name: folder or id, for messages.
-        digest: SHA-256 of the table id → token. Two tokenizers with equal tables read the same `.bin`,
-            however their files are formatted.
-        definition: SHA-256 of everything the tokenizer does with a text; decides whether a build can be reused.
-        vocab_size: one more than the largest id.
-        eod: id of the end-of-document token; None if the tokenizer names none.
-    """
-
-    name: str
-    digest: str
-    definition: str
-    vocab_size: int
-    eod: int | None
+from swift_mega.data.tokenizer import TokenizerInfo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from swift_mega.base.errors import UserError
 from swift_mega.data import manifest
 from swift_mega.data.blend import parse_blend
 from swift_mega.data.config import DataConfig
-from swift_mega.data.manifest import TokenizerInfo
+from swift_mega.data.tokenizer import TokenizerInfo
 
 T = TypeVar("T")
 Sample = dict[str, torch.Tensor]
@@ -113,9 +113,7 @@ def build_streams(
     for stream in evaluated:
         times = math.ceil(max(stream.epochs()))
         if times > 1:
-            say(
-                f"{stream.name}: shorter than the {eval_samples} samples of an evaluation; some of its text counts {times} times"
-            )
+            say(f"{stream.name}: an evaluation takes {eval_samples} samples; some of its text counts {times} times")
     return streams
 
 

@@ -1,0 +1,362 @@
+"""`data build`: texts → Megatron `.bin/.idx` and a manifest, in parallel, with bytes that never depend on how.
+
+One process reads and writes, a pool tokenizes chunks of about a megabyte; results are written in the
+order of the chunks, so the files are the same for any number of workers and any engine. Everything is
+written under temporary names and renamed at the end, the manifest last: a prefix with a manifest is complete.
+"""
+
+import concurrent.futures
+import contextlib
+import errno
+import importlib.util
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from swift_mega.base.console import progress, say
+from swift_mega.base.errors import UserError
+from swift_mega.base.readers import CHUNK_BYTES, BadRow, BadRows, Chunk, Corpus, OnBadRow, TxtDocuments, texts
+from swift_mega.data.encode import Encoded, Encoder, Encoding, encode_chunk, engines, start_worker
+from swift_mega.data.indexed import IndexedWriter, bin_path, idx_path, read_index, token_dtype
+from swift_mega.data.manifest import Manifest, Source, manifest_path, read_manifest, write_manifest
+from swift_mega.data.tokenizer import TokenizerInfo, describe, load_tokenizer, token_id, wrapping
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EngineChoice = Literal["auto", "tokenizers", "gigatoken"]
+
+CHUNKS_AHEAD = 3
+"""Per worker: enough that none waits for the writer, little enough that memory stays at a few megabytes each."""
+
+SAMPLED_DOCUMENTS = 64
+PROBES = [
+    "  two spaces,\n\n\nthree newlines,\ttabs\t\tand a trailing blank ",
+    "don't I'LL 1234567890 3.14 x=f(y)->z; http://example.org/?q=1#a_b",
+    "Ünïcödé ﬁ e\u0301 \u00a0 中文字 かな \u200d \U0001f469\u200d\U0001f467 \u0000\u0001",
+]
+"""Texts that tokenizers split differently when they differ at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What decides the bytes besides inputs and tokenizer; goes into the manifest."""
+
+    text_key: str = "text"
+    append_eod: bool = True
+    eod_token: str | None = None
+    """None: the tokenizer's end of sequence."""
+    special_tokens: bool = True
+    """Put around a text what the tokenizer itself puts around it (BOS …), as Megatron's preprocessing does."""
+    txt_documents: TxtDocuments = "file"
+    on_bad_row: OnBadRow = "raise"
+    subset: str | None = None
+    split: str = "train"
+
+
+def build(
+    inputs: list[str],
+    tokenizer: str,
+    output: str | Path,
+    options: BuildOptions | None = None,
+    *,
+    workers: int | None = None,
+    engine: EngineChoice = "auto",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Manifest:
+    """Write `OUTPUT.bin`, `OUTPUT.idx` and `OUTPUT.json`; files of the same build are left as they are.
+
+    Args:
+        inputs: files, folders, globs or data set ids, see `readers`.
+        tokenizer: folder or id.
+        output: prefix of the three files.
+        workers: processes that tokenize; None: one per core. 1 works without a pool.
+        overwrite: replace what another build wrote.
+
+    Raises:
+        UserError: inputs, tokenizer, bad rows, an output of another build, nothing to write, a full disk.
+    """
+    options = options or BuildOptions()
+    corpus = Corpus(
+        inputs,
+        text_key=options.text_key,
+        txt_documents=options.txt_documents,
+        subset=options.subset,
+        split=options.split,
+    )
+    loaded = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+    info = _with_eod(describe(loaded, tokenizer), loaded, options)
+    done = _find_existing(Path(output), corpus, info, options, overwrite)
+    if done is not None:
+        say(f"{output}: already built ({done.documents:,} documents, {done.tokens:,} tokens)")
+        return done
+    encoding = _choose_engine(_encoding(loaded, info, options), engine, corpus, loaded)
+    with concurrent.futures.ThreadPoolExecutor(1) as hashing:
+        # Checksums read what the tokenizing reads anyway, so they come from the page cache, beside it.
+        checksums = hashing.submit(_describe_sources, corpus)
+        with _full_disk_explained(output), _temporary_files(Path(output)) as folder:
+            tally = _write(corpus, encoding, folder, options.on_bad_row, _worker_count(workers, corpus))
+            manifest = tally.manifest(info, options, checksums.result(), encoding.dtype)
+            write_manifest(folder / "built", manifest)
+            _publish(folder, Path(output))
+    _report(output, tally, manifest)
+    return manifest
+
+
+def _with_eod(info: TokenizerInfo, tokenizer: "PreTrainedTokenizerBase", options: BuildOptions) -> TokenizerInfo:
+    """`info` with the end-of-document id that the options choose."""
+    if options.eod_token is not None:
+        return replace(info, eod=token_id(tokenizer, options.eod_token))
+    if info.eod is None and options.append_eod:
+        raise UserError(
+            f"the tokenizer {info.name} names no end of sequence.", "Name one with `--eod-token`, or `--no-eod`."
+        )
+    return info
+
+
+def _find_existing(
+    output: Path, corpus: Corpus, info: TokenizerInfo, options: BuildOptions, overwrite: bool
+) -> Manifest | None:
+    """The manifest of files that this build would write again; None if there is nothing in the way."""
+    files = [path for path in (bin_path(output), idx_path(output), manifest_path(output)) if path.exists()]
+    inputs = {Path(source.name).resolve() for source in corpus.sources}
+    eaten = [path for path in files if path.resolve() in inputs]
+    if eaten:
+        raise UserError(f"{eaten[0]} is an input and would be written over.", "Choose another `--output`.")
+    if overwrite or not files:
+        return None
+    reason = _difference(output, corpus, info, options)
+    if reason:
+        raise UserError(
+            f"{files[0]} is already there, and {reason}.",
+            "Replace it with `--overwrite`, or choose another `--output`.",
+        )
+    return read_manifest(output)
+
+
+def _difference(output: Path, corpus: Corpus, info: TokenizerInfo, options: BuildOptions) -> str | None:
+    """Why the files at `output` are not what this build would write; None if they are."""
+    manifest = read_manifest(output)
+    if manifest is None:
+        return "has no manifest that says what it was built from"
+    if manifest.tokenizer.definition != info.definition:
+        return f"was built with another tokenizer ({manifest.tokenizer.name})"
+    if manifest.tokenizer.eod != info.eod or manifest.options != asdict(options):
+        mine = asdict(options) | {"eod": info.eod}
+        theirs = manifest.options | {"eod": manifest.tokenizer.eod}
+        other = ", ".join(name for name in mine if mine[name] != theirs.get(name))
+        return f"was built with other options ({other})"
+    # Sizes first: checksums take a reading of everything.
+    if [source.bytes for source in manifest.sources] != [source.bytes for source in corpus.sources] or [
+        source.sha256 for source in manifest.sources
+    ] != [source.sha256() for source in corpus.sources]:
+        return "its inputs have changed"
+    index = read_index(output)
+    return (
+        None
+        if (index.documents, index.tokens) == (manifest.documents, manifest.tokens)
+        else "does not match its manifest"
+    )
+
+
+def _encoding(tokenizer: "PreTrainedTokenizerBase", info: TokenizerInfo, options: BuildOptions) -> Encoding:
+    prefix, suffix = wrapping(tokenizer) if options.special_tokens else ([], [])
+    if options.append_eod and suffix[-1:] != [info.eod]:
+        assert info.eod is not None
+        suffix = [*suffix, info.eod]
+    fast = tokenizer.is_fast
+    return Encoding(
+        engine="tokenizers" if fast else "python",
+        tokenizer=tokenizer.backend_tokenizer.to_str() if fast else tokenizer,
+        text_key=options.text_key,
+        prefix=prefix,
+        suffix=suffix,
+        vocab_size=info.vocab_size,
+        dtype=token_dtype(info.vocab_size).name,
+    )
+
+
+def _choose_engine(
+    encoding: Encoding, choice: EngineChoice, corpus: Corpus, tokenizer: "PreTrainedTokenizerBase"
+) -> Encoding:
+    """The fastest engine whose ids are those of `transformers` on a sample of the corpus."""
+    sample = [*_sample(corpus), *PROBES, *(f"a{token}b" for token in tokenizer.all_special_tokens)]
+    expected = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in sample]
+    if choice == "gigatoken" or (choice == "auto" and importlib.util.find_spec("gigatoken")):
+        refused = _refusal(replace(encoding, engine="gigatoken"), sample, expected)
+        if refused is None:
+            return replace(encoding, engine="gigatoken")
+        if choice == "gigatoken":
+            raise UserError(f"gigatoken cannot do this tokenizer: {refused}.", "`--tokenizer-engine tokenizers`")
+        say(f"tokenizing with `tokenizers`: gigatoken cannot do this tokenizer ({refused})")
+    refused = _refusal(encoding, sample, expected)
+    if refused is not None:
+        raise UserError(f"the tokenizer {tokenizer.name_or_path} does not do the same twice: {refused}.")
+    return encoding
+
+
+def _sample(corpus: Corpus) -> list[str]:
+    rows = (row for chunk in islice(corpus.chunks(), 1) for row in texts(chunk, corpus.text_key))
+    return [row.text[:10_000] for row in islice(rows, SAMPLED_DOCUMENTS) if not isinstance(row, BadRow)]
+
+
+def _refusal(encoding: Encoding, sample: list[str], expected: list[list[int]]) -> str | None:
+    """Why an engine is not to be used; None: its ids are the expected ones."""
+    if encoding.engine == "gigatoken" and not isinstance(encoding.tokenizer, str):
+        return "it has no Rust form"
+    try:
+        engine, _ = engines(encoding)
+    except ImportError:
+        return "the package `gigatoken` is not installed"
+    except (RuntimeError, ValueError, TypeError) as error:  # what gigatoken raises for a definition it does not know
+        return str(error).splitlines()[0]
+    ids, lengths = engine.encode(sample)
+    for text, theirs, mine in zip(sample, expected, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+        if theirs != mine.tolist():
+            return f"it gives other ids for {text[:40]!r}"
+    return None
+
+
+def _worker_count(workers: int | None, corpus: Corpus) -> int:
+    """Not more processes than chunks: starting one takes as long as tokenizing one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(workers or cores, corpus.bytes // CHUNK_BYTES))
+
+
+@dataclass
+class _Tally:
+    """What has been written so far."""
+
+    bad_rows: BadRows
+    documents: int = 0
+    tokens: int = 0
+    empty: int = 0
+    largest: int = -1
+
+    def add(self, encoded: Encoded) -> None:
+        self.bad_rows.add(encoded.bad)
+        self.documents += len(encoded.lengths)
+        self.tokens += int(encoded.lengths.sum(dtype=np.int64))
+        self.empty += encoded.empty
+        self.largest = max(self.largest, encoded.largest)
+
+    def manifest(self, info: TokenizerInfo, options: BuildOptions, sources: list[Source], dtype: str) -> Manifest:
+        return Manifest(
+            tokenizer=info,
+            options=asdict(options),
+            sources=sources,
+            documents=self.documents,
+            tokens=self.tokens,
+            dtype=dtype,
+            largest_token=self.largest,
+            empty_documents=self.empty,
+            bad_rows=dict(self.bad_rows.reasons),
+        )
+
+
+def _write(corpus: Corpus, encoding: Encoding, folder: Path, on_bad_row: OnBadRow, workers: int) -> _Tally:
+    """Tokenize everything into `folder/built.bin` and `.idx`."""
+    tally = _Tally(BadRows())
+    with bin_path(folder / "built").open("wb") as binary:
+        writer = IndexedWriter(binary, np.dtype(encoding.dtype))
+        with progress(corpus.bytes, "tokenizing", "B", unit_scale=True) as bar:
+            for encoded in _encode(corpus.chunks(), encoding, workers):
+                tally.add(encoded)
+                tally.bad_rows.judge(on_bad_row)
+                writer.add(encoded.tokens, encoded.lengths)
+                bar.update(encoded.size)
+                bar.set_postfix_str(f"{tally.tokens:,} tokens")
+    if tally.documents == 0:
+        rows = tally.bad_rows.reasons.total()
+        raise UserError(f"there is nothing to write: {tally.empty} empty documents, {rows} bad rows, no others.")
+    writer.write_index(idx_path(folder / "built"))
+    return tally
+
+
+def _encode(chunks: Iterable[Chunk], encoding: Encoding, workers: int) -> Iterator[Encoded]:
+    """The chunks, tokenized, in their order."""
+    if workers == 1:
+        yield from map(Encoder(encoding), chunks)
+        return
+    # Spawned, not forked: the caller may hold threads, and a worker needs neither torch nor transformers.
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (encoding,))
+    try:
+        pending: deque[concurrent.futures.Future[Encoded]] = deque()
+        for chunk in chunks:
+            pending.append(pool.submit(encode_chunk, chunk))
+            if len(pending) >= workers * CHUNKS_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError("a tokenizing process was killed, most likely for memory.", "Use fewer `--workers`.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(encoding: Encoding) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_worker(encoding)
+
+
+def _end_with_parent() -> None:
+    """A pool's workers do not notice that their parent was killed; without this they would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _describe_sources(corpus: Corpus) -> list[Source]:
+    return [Source(path=source.name, bytes=source.bytes, sha256=source.sha256()) for source in corpus.sources]
+
+
+@contextlib.contextmanager
+def _temporary_files(output: Path) -> Iterator[Path]:
+    """A folder beside the output, on the same disk so that files can be renamed; gone afterwards, whatever happens."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _full_disk_explained(output: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        what = f"{output} does not fit on its disk: {error.strerror}."
+        raise UserError(what, "Free some space, or choose another `--output`.") from None
+
+
+def _publish(folder: Path, output: Path) -> None:
+    """Rename the finished files; an old manifest goes first and the new one comes last."""
+    manifest_path(output).unlink(missing_ok=True)
+    for path in (bin_path, idx_path, manifest_path):
+        with path(folder / "built").open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path(folder / "built"), path(output))
+
+
+def _report(output: str | Path, tally: _Tally, manifest: Manifest) -> None:
+    if tally.bad_rows.reasons:
+        say(f"left out {tally.bad_rows}")
+    if tally.empty:
+        say(f"left out {tally.empty:,} empty documents")
+    eod = f", end of document {manifest.tokenizer.eod}" if manifest.options["append_eod"] else ""
+    say(f"{output}: {tally.documents:,} documents, {tally.tokens:,} tokens ({manifest.dtype}{eod})")
