@@ -87,7 +87,8 @@ class _PlainProgress:
         self.postfix = s
 
     def finish(self) -> None:
-        self._print(f"done in {_duration(self._elapsed_s())}")
+        ended = "stopped after" if self.total is not None and self.done < self.total else "done in"
+        self._print(f"{ended} {_duration(self._elapsed_s())}")
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self.started_s

@@ -1,9 +1,10 @@
 """Continued pretraining: predict the next token of packed documents.
 
-    from swift_mega.methods.pretrain import pretrain
-    pretrain(config)        # a PretrainConfig, in a process of torchrun or alone
+from swift_mega.methods.pretrain import pretrain
+pretrain(config)        # a PretrainConfig, in a process of torchrun or alone
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from swift_mega.methods.config import PretrainConfig
@@ -22,9 +23,7 @@ class Pretrain:
         output: torch.Tensor = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
         return output
 
-    def loss(
-        self, batch: "dict[str, torch.Tensor]", output: "torch.Tensor"
-    ) -> "tuple[torch.Tensor, torch.Tensor]":
+    def loss(self, batch: "dict[str, torch.Tensor]", output: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
         """The sum over the tokens that count, and how many they are."""
         mask = batch["loss_mask"].float()
         return (output.float() * mask).sum(), mask.sum()
@@ -37,7 +36,9 @@ def pretrain(config: PretrainConfig) -> "Outcome":
         UserError: on every rank, for anything the user can mend.
     """
     from swift_mega import compat
+    from swift_mega.methods.check import check
 
+    check(config, int(os.environ.get("WORLD_SIZE", "1")))  # before a process group of the wrong size is asked for
     compat.install()  # before anything imports megatron
     from swift_mega.methods.run import run
 

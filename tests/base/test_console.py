@@ -42,6 +42,12 @@ def test_a_failed_job_is_not_called_done(capsys: pytest.CaptureFixture[str]) -> 
     assert "done" not in capsys.readouterr().err
 
 
+def test_a_job_that_stops_early_is_not_called_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress(4, "train", unit="step") as bar:
+        bar.update(1)
+    assert capsys.readouterr().err == "train: 25% 1/4 step, stopped after 00:00\n"
+
+
 def test_a_resumed_job_reports_only_its_own_rate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
