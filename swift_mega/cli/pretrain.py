@@ -13,6 +13,7 @@ work as they are (`--tensor-model-parallel-size 2`).
 import argparse
 import os
 from swift_mega.base import config as configs
+from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
 from swift_mega.methods.config import PretrainConfig
 
@@ -36,27 +37,24 @@ def run(args: argparse.Namespace) -> int:
         configs.read_yaml(args.config) if args.config else {}, configs.overrides(args, PretrainConfig)
     )
     config = configs.build(PretrainConfig, values, args.config or "command line")
-    if "WORLD_SIZE" in os.environ:
-        _check_launched(args.nproc, int(os.environ["WORLD_SIZE"]))
+    launched = "WORLD_SIZE" in os.environ
+    world_size = int(os.environ["WORLD_SIZE"]) if launched else args.nproc
+    if args.nproc not in (1, world_size):
+        raise UserError(
+            f"--nproc {args.nproc} is given, but a launcher has started {world_size} processes already (WORLD_SIZE).",
+            "Leave --nproc out under torchrun.",
+        )
+    if launched and not args.dry_run:
         return _train(config)
     # Not at the top: --help needs neither numpy, with which model files are read, nor subprocess.
     from launch import local
     from swift_mega.methods.check import check, describe
 
-    arguments = check(config, args.nproc)
+    arguments = check(config, world_size)
     if args.dry_run:
-        print(f"{configs.dump(config)}\n{describe(config, args.nproc, arguments)}")
+        say(f"{configs.dump(config)}\n{describe(config, world_size, arguments)}")
         return 0
-    return local.run(args.argv, args.nproc) if args.nproc > 1 else _train(config)
-
-
-def _check_launched(nproc: int, world_size: int) -> None:
-    """`--nproc` is for us to start processes; where they have been started it may only agree."""
-    if nproc not in (1, world_size):
-        raise UserError(
-            f"--nproc {nproc} is given, but a launcher has started {world_size} processes already (WORLD_SIZE).",
-            "Leave --nproc out under torchrun.",
-        )
+    return local.run(args.argv, world_size) if world_size > 1 else _train(config)
 
 
 def _train(config: PretrainConfig) -> int:
