@@ -59,8 +59,9 @@ def test_every_option_says_what_it_is_for(name: str) -> None:
     def check(parser: argparse.ArgumentParser) -> None:
         assert parser.description or parser.prog.count(" ") > 1
         for action in parser._actions:
-            assert action.help, f"{parser.prog} {action.dest}"
-            if isinstance(action, argparse._SubParsersAction):
+            if not isinstance(action, argparse._SubParsersAction):
+                assert action.help, f"{parser.prog} {action.dest}"
+            else:
                 for subparser in action.choices.values():
                     check(subparser)
 
@@ -143,7 +144,9 @@ def test_somebody_elses_packages_are_named(tmp_path: Path) -> None:
     beside = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "`model.path` is missing." in beside.stderr
     # … but in front on PYTHONPATH they win, and are named.
-    ahead = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    environment = {"PYTHONPATH": str(tmp_path)}
+    ahead = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert ahead.returncode == 2
     assert f"the package `converters` in {tmp_path / 'converters'}" in ahead.stderr
 
