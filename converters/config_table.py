@@ -138,7 +138,7 @@ class Only:
         return {}
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
-        return {} if self.value is None else {self.hf: self.value}
+        return {self.hf: self.value} if self.value else {}
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Fixed:
     fields: tuple[str, ...] = ()
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
-        return dict(self.values)
+        return self.values
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         for name, value in self.values.items():
@@ -302,6 +302,8 @@ def _check_llama3(spelling: str, rope: Config, config: Config) -> None:
                 f"megatron-core's llama3 scaling has it fixed at {value:g}; only `factor` can be chosen.",
             )
 
+
+NO_BIAS: dict[str, Any] = {"add_bias_linear": False, "add_qkv_bias": False, "attention_output_bias": False}
 
 NO_WINDOW: dict[str, Any] = {"window_size": None, "window_attn_skip_freq": None}
 

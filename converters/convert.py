@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from converters import checkpoint
+from converters.accounting import mismatch
 from converters.families._common import EMBEDDING
 from converters.family import family_of, padded_vocab_size
 from converters.stores import safetensors, torch_dist
@@ -118,8 +119,11 @@ def _to_hf(source: Path, target: Path, options: Options) -> None:
     weights = _model_tensors(stored.tensors, folder)
     _say_all(_left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)]))
 
-    wanted = {rule.megatron for rule in family.rules_for(arguments)}
-    _check_keys(folder, family.name, wanted, set(weights))
+    if fault := mismatch((rule.megatron for rule in family.rules_for(arguments)), weights):
+        raise UserError(
+            f"{folder} does not hold the tensors of {family.name} with its hf/config.json: {fault}.",
+            "The checkpoint is of another model than hf/ says, or of a layout that cannot be exported.",
+        )
     tensors = hf_tensors(family, arguments, {key: options.dtype or spec.dtype for key, spec in weights.items()})
     store = safetensors.create(target, tensors, options.max_shard_bytes)
     view = MegatronView(family, config, store, weights[EMBEDDING].shape[0])
@@ -150,19 +154,6 @@ def _left_out(keys: list[str]) -> list[str]:
     """One line for each kind of entry that is not a weight."""
     kinds = Counter("_extra_state" if "._extra_state" in key else re.split("[./]", key)[0] for key in keys)
     return [f"left out {count:,} entries of `{kind}`: not weights" for kind, count in sorted(kinds.items())]
-
-
-def _check_keys(folder: Path, family: str, wanted: set[str], found: set[str]) -> None:
-    differences = [
-        f"{what}: {', '.join(f'`{key}`' for key in sorted(keys)[:8])}" + (" …" if len(keys) > 8 else "")
-        for what, keys in (("missing", wanted - found), ("without a place", found - wanted))
-        if keys
-    ]
-    if differences:
-        raise UserError(
-            f"{folder} does not hold the tensors of {family} with its hf/config.json: {'; '.join(differences)}.",
-            "The checkpoint is of another model than hf/ says, or of a layout that cannot be exported.",
-        )
 
 
 def _check_shapes(folder: Path, view: MegatronView, weights: dict[str, TensorSpec]) -> None:

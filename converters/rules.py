@@ -10,6 +10,7 @@ No arithmetic and no dtype: rows are bytes. The operations are a closed set of f
 segments; a rule names one of them, and is otherwise data.
 """
 
+import itertools
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,14 @@ class HfTensor:
     dimensions: tuple[str, ...]
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """Of one of them."""
         return tuple(sizes[dimension] for dimension in self.dimensions)
+
+    def names(self, sizes: Sizes) -> list[str]:
+        """Every name it stands for: one for each layer."""
+        fields = _placeholders(self.name)
+        positions = itertools.product(*(range(sizes[field]) for field in fields))
+        return [self.name.format_map(dict(zip(fields, position, strict=True))) for position in positions]
 
 
 def hf(name: str, *dimensions: str) -> HfTensor:

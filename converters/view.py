@@ -4,8 +4,7 @@
 Face tensors it is, and reads or writes them. Conversion asks for whole layers; a training rank asks
 for its tensor-parallel slice of its pipeline stage's layers; both get it from the same rules.
 
-Every tensor of the store is accounted for before the first byte moves: what no rule wants, and what a
-rule wants and the store lacks, ends with its name.
+Every tensor of the store is accounted for when the view is made (`converters.accounting`).
 """
 
 import itertools
@@ -16,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from converters.accounting import account, hf_shapes
 from converters.config_table import Config, MegatronArguments
-from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import Family, sizes
-from converters.rules import HfTensor, Rule
+from converters.rules import Rule
 from converters.stores.safetensors import SafetensorsFolder
-from converters.tensors import CARRIER, WEIGHT_DTYPES, TensorSpec
+from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
 
 Box = tuple[int, ...]
@@ -53,8 +52,6 @@ class MegatronView:
         self.family = family
         self.arguments: MegatronArguments = family.megatron_arguments(hf_config)
         self.store = store
-        self.notes: list[str] = []
-        """What was left out of the source, and why; for the user to read."""
         self._sizes = sizes(self.arguments, padded_vocab_size)
         _check_padding(self.arguments.vocab_size, padded_vocab_size)
         self._rules = {rule.megatron: rule for rule in family.rules_for(self.arguments)}
@@ -63,11 +60,13 @@ class MegatronView:
             key: list(itertools.accumulate((segment.rows for segment in segments), initial=0))
             for key, segments in self._maps.items()
         }
-        self._account()
+        self.notes = account(family, self.arguments, self._sizes, store)
+        """What is left out of the source, and why; for the user to read."""
         self.tensors: dict[str, TensorSpec] = {key: self._spec(rule) for key, rule in self._rules.items()}
         """Megatron key → global shape, layer axis first where stacked, and dtype."""
 
     def rule(self, key: str) -> Rule:
+        """The rule that makes `key`."""
         return self._rules[key]
 
     def read(self, key: str, offset: Box, shape: Box) -> np.ndarray:
@@ -144,7 +143,7 @@ class MegatronView:
         first = rule.sources[0].shape(self._sizes)
         rows = sum(segment.rows for segment in self._maps[rule.megatron])
         stack = tuple(self._sizes[name] for name in rule.stack)
-        names = [name for source in rule.sources for name in expand(source, self._sizes)]
+        names = [name for source in rule.sources for name in source.names(self._sizes)]
         dtypes = {self.store.tensors[name].dtype: name for name in names}
         if len(dtypes) > 1:
             found = ", ".join(f"`{name}` is {dtype}" for dtype, name in sorted(dtypes.items()))
@@ -154,78 +153,13 @@ class MegatronView:
             )
         return TensorSpec((*stack, rows, *first[1:]), next(iter(dtypes)))
 
-    def _account(self) -> None:
-        """Compare the store with what the rules want; note what may be left out, refuse the rest."""
-        wanted = shapes(list(self._rules.values()), self._sizes)
-        found = self.store.tensors
-        extra = set(found) - set(wanted) - self._recomputable(set(found) - set(wanted))
-        extra -= self._tied_copy(extra)
-        missing = [name for name in wanted if name not in found]
-        if missing or extra:
-            raise UserError(
-                f"{self.store.path} does not hold the tensors of {self.family.name} with this config.json: "
-                + "; ".join(filter(None, (_listing("missing", missing), _listing("without a place", sorted(extra))))),
-                "Are config.json and weights of the same model and complete? Nothing was converted.",
-            )
-        for name, shape in wanted.items():
-            if found[name].shape != shape:
-                raise UserError(
-                    f"`{name}` has shape {list(found[name].shape)}, config.json means {list(shape)}.",
-                    "Take config.json and weights from the same model.",
-                )
-            if found[name].dtype not in WEIGHT_DTYPES:
-                raise UserError(
-                    f"`{name}` is {found[name].dtype}; a weight is one of {', '.join(WEIGHT_DTYPES)}.",
-                    "Take the unquantised model.",
-                )
-
-    def _recomputable(self, names: set[str]) -> set[str]:
-        buffers = {name for pattern in self.family.recomputable for name in expand(HfTensor(pattern, ()), self._sizes)}
-        if names & buffers:
-            self.notes.append(
-                f"left out {len(names & buffers)} buffers that the config determines, such as `{min(names & buffers)}`"
-            )
-        return names & buffers
-
-    def _tied_copy(self, names: set[str]) -> set[str]:
-        """An output layer stored beside the embedding it is tied to: dropped only if it has the same bytes."""
-        embedding = next(rule for rule in self.family.rules if rule.megatron == EMBEDDING).sources[0].name
-        output = next(rule for rule in self.family.rules if rule.megatron == OUTPUT).sources[0].name
-        if (
-            self.arguments.untie_embeddings_and_output_weights
-            or output not in names
-            or embedding not in self.store.tensors
-        ):
-            return set()
-        if self.store.tensors[output] != self.store.tensors[embedding] or not _same_bytes(
-            self.store.array(output), self.store.array(embedding)
-        ):
-            raise UserError(
-                f"config.json ties `{output}` to `{embedding}`, but the file holds both and they differ.",
-                "Set tie_word_embeddings to false in config.json if the model was trained untied.",
-            )
-        self.notes.append(f"left out `{output}`: tied, and byte for byte the same as `{embedding}`")
-        return {output}
-
-
-def expand(source: HfTensor, sizes: Mapping[str, int]) -> list[str]:
-    """Every name a source stands for: one for each layer."""
-    stack = Rule("", (source,)).stack
-    positions = itertools.product(*(range(sizes[name]) for name in stack))
-    return [source.name.format_map(dict(zip(stack, position, strict=True))) for position in positions]
-
-
-def shapes(rules: list[Rule], sizes: Mapping[str, int]) -> dict[str, Box]:
-    """Hugging Face name → shape for the tensors of `rules`, in the order of the model."""
-    return {name: source.shape(sizes) for rule in rules for source in rule.sources for name in expand(source, sizes)}
-
 
 def hf_tensors(family: Family, arguments: MegatronArguments, dtypes: Mapping[str, str]) -> dict[str, TensorSpec]:
     """What a Hugging Face folder of this model holds, given the dtype of each Megatron tensor."""
     named = sizes(arguments, arguments.vocab_size)
     specs = {}
     for rule in family.rules_for(arguments):
-        for name, shape in shapes([rule], named).items():
+        for name, shape in hf_shapes([rule], named).items():
             specs[name] = TensorSpec(shape, dtypes[rule.megatron])
     return dict(sorted(specs.items(), key=lambda item: _natural(item[0])))
 
@@ -242,16 +176,3 @@ def _check_padding(vocab_size: int, padded: int) -> None:
             f"the Megatron embedding has {padded} rows, the vocabulary of config.json {vocab_size}.",
             "Checkpoint and config.json are of different models.",
         )
-
-
-def _same_bytes(one: np.ndarray, other: np.ndarray, rows: int = 4096) -> bool:
-    """Equal, compared a few megabytes at a time."""
-    blocks = range(0, len(one), rows)
-    return all(one[first : first + rows].tobytes() == other[first : first + rows].tobytes() for first in blocks)
-
-
-def _listing(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(f"`{name}`" for name in names[:8])
-    return f"{what}: {shown}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")

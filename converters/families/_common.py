@@ -4,7 +4,7 @@ A family's file states what it adds or changes; everything else is here once.
 Dimensions: `query` = heads × head size, `key_value` = key-value heads × head size, `head` = head size.
 """
 
-from converters.config_table import Only, Opposite, Rope, Row, Same
+from converters.config_table import Fixed, Only, Opposite, Rope, Row, Same
 from converters.rules import CONCATENATE, INTERLEAVE_GROUPS, PAD_VOCABULARY, Rule, hf
 
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -27,6 +27,14 @@ CONFIG: tuple[Row, ...] = (
     Same("attention_dropout", "attention_dropout", default=0.0),
     Opposite("tie_word_embeddings", "untie_embeddings_and_output_weights", default=False),
     Rope(),
+    Fixed(
+        {
+            "normalization": "RMSNorm",
+            "gated_linear_unit": True,
+            "activation": "silu",
+            "position_embedding_type": "rope",
+        }
+    ),
     Only("hidden_act", "silu", "the gate of these families is SiLU"),
     Only("quantization_config", None, "quantised weights are not rows of numbers that can be moved"),
     Only("rope_interleaved", False, "the rotation of these families is by halves"),

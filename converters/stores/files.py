@@ -30,15 +30,16 @@ def write_json(path: Path, content: dict[str, Any], sort_keys: bool = True) -> N
 
 
 @contextlib.contextmanager
-def full_disk_is_the_users(path: Path) -> Iterator[None]:
-    """Turn "no space left" while writing under `path` into a message with the numbers."""
+def full_disk_is_the_users(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn "no space left" while writing under `path` (`needed_bytes`, if known) into a message with the numbers."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         disk = os.statvfs(path if path.exists() else path.parent)
+        needed = f", {needed_bytes:,} are needed" if needed_bytes else ""
         raise UserError(
-            f"the disk that holds {path} is full: {disk.f_bavail * disk.f_frsize:,} bytes are left.",
+            f"the disk that holds {path} is full: {disk.f_bavail * disk.f_frsize:,} bytes are left{needed}.",
             "Free space there or choose another target. Nothing finished was written.",
         ) from None

@@ -197,7 +197,7 @@ def create(
     folder.mkdir(parents=True, exist_ok=True)
     shards = split(tensors, max_shard_bytes)
     places: dict[str, Place] = {}
-    with full_disk_is_the_users(folder):
+    with full_disk_is_the_users(folder, sum(spec.nbytes for spec in tensors.values())):
         for name, shard in shards.items():
             places |= _allocate(folder / (name + PARTIAL), shard)
     return SafetensorsFolder(folder, {name: places[name] for name in tensors}, writable=True)

@@ -93,7 +93,7 @@ class TorchDistWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._stream = (folder / self.FILE).open("wb")
         expected = sum(spec.nbytes for spec in tensors.values()) + chunks * BLOB_OVERHEAD_BYTES
-        with full_disk_is_the_users(folder):
+        with full_disk_is_the_users(folder, expected):
             os.posix_fallocate(self._stream.fileno(), 0, expected)
 
     def write(self, key: str, offset: Box, array: np.ndarray) -> None:

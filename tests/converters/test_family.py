@@ -1,5 +1,6 @@
 """Config tables: both directions agree, transformers' defaults are ours, and what cannot be expressed is refused."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_config_goes_both_ways(variant: str, hf_model: Callable[[str], Path]) ->
     # transformers must read what was written as the same model.
     ours = getattr(transformers, VARIANTS[variant][0])(**alone)
     assert family.megatron_arguments(json.loads(ours.to_json_string(use_diff=False))) == there
+
+
+@pytest.mark.parametrize("family", sorted(registry()))
+def test_a_table_states_every_argument(family: str) -> None:
+    """No argument is left to a default that a family forgot to think of."""
+    config = llama(architectures=[family], num_key_value_heads=2)
+    stated = [name for row in registry()[family].config for name in row.to_megatron(config)]
+    assert sorted(stated) == sorted(field.name for field in dataclasses.fields(MegatronArguments))
 
 
 @pytest.mark.parametrize("family", sorted(registry()))

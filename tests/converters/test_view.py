@@ -207,7 +207,7 @@ class TestAccounting:
     def test_recomputable_buffers_are_left_out_and_said(self, changed: Callable[..., Path]) -> None:
         name = "model.layers.0.self_attn.rotary_emb.inv_freq"
         view = view_of(changed("llama", lambda tensors: tensors.update({name: torch.ones(4)})))
-        assert view.notes == [f"left out 1 buffers that the config determines, such as `{name}`"]
+        assert view.notes == [f"left out buffers that the config determines: `{name}`"]
 
     def test_tied_copy_with_the_same_bytes(self, changed: Callable[..., Path]) -> None:
         def copy(tensors: dict[str, torch.Tensor]) -> None:
