@@ -22,7 +22,7 @@ def _add_build(commands: Any) -> None:
     build = commands.add_parser(
         "build",
         help="turn texts into .bin/.idx",
-        description="Tokenize texts into PREFIX.bin and PREFIX.idx, as Megatron reads them, with a manifest PREFIX.json.\n"
+        description="Tokenize texts into PREFIX.bin and PREFIX.idx, as Megatron reads them; PREFIX.json says how.\n"
         "The bytes depend on texts, tokenizer and what `what is written` says, never on workers or engine.",
     )
     build.add_argument(

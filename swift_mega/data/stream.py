@@ -17,14 +17,12 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from megatron.core.datasets import helpers
 from megatron.core.datasets.blended_megatron_dataset_config import (
     convert_split_vector_to_split_matrix,
@@ -40,8 +38,8 @@ from swift_mega.data import manifest
 from swift_mega.data.blend import parse_blend
 from swift_mega.data.config import DataConfig
 from swift_mega.data.tokenizer import TokenizerInfo
+from swift_mega.parallel.agree import on_main
 
-T = TypeVar("T")
 Sample = dict[str, torch.Tensor]
 """tokens, labels, position_ids: int64 [sequence_length]; loss_mask: float32 [sequence_length]."""
 
@@ -109,7 +107,7 @@ def build_streams(
         for stream in evaluated:
             stream.prepare()
 
-    _on_rank_0(write_indexes)
+    on_main(write_indexes)
     for stream in evaluated:
         times = math.ceil(max(stream.epochs()))
         if times > 1:
@@ -363,19 +361,3 @@ def _write_blend(file: Path, weights: list[float], samples: int) -> None:
         for part, array in (("source", choice), ("sample", within)):
             np.save(f"{scratch}/{part}.npy", array)
             os.replace(f"{scratch}/{part}.npy", f"{file}-{part}.npy")
-
-
-def _on_rank_0(work: Callable[[], Any]) -> None:
-    """Do `work` on rank 0 while the others wait; a UserError there ends every rank, not rank 0 alone."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        work()
-        return
-    trouble: list[tuple[str, str] | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            work()
-        except UserError as error:
-            trouble = [(error.what, error.fix)]
-    dist.broadcast_object_list(trouble, src=0)
-    if trouble[0] is not None:
-        raise UserError(*trouble[0])

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 WriteIndexed = Callable[..., str]
 
@@ -39,7 +41,8 @@ def counting(write_indexed: WriteIndexed) -> Callable[..., str]:
             lengths.append(min(left, 3 + number * 7 % 11))
             left -= lengths[-1]
         ends = np.cumsum(lengths)
-        return write_indexed(name, [list(range(start + end - size, start + end)) for end, size in zip(ends, lengths)])
+        spans = zip(ends, lengths, strict=True)
+        return write_indexed(name, [list(range(start + end - size, start + end)) for end, size in spans])
 
     return write
 
@@ -62,3 +65,29 @@ def one_process(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tokenizers: `fast` (byte-level BPE), `bos` (adds BOS and EOS), `python` (no Rust form)."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|pad|>", "<|begin|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(
+        ["In the beginning was the Word, and the Word was with God, and the Word was God."] * 5, trainer
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|pad|>")
+    fast.save_pretrained(folder / "fast")
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A <|endoftext|>", special_tokens=[("<|begin|>", 2), ("<|endoftext|>", 0)]
+    )
+    with_bos = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|begin|>", eos_token="<|endoftext|>")
+    with_bos.save_pretrained(folder / "bos")
+    ByT5Tokenizer().save_pretrained(folder / "python")
+    return {path.name: path for path in folder.iterdir()}

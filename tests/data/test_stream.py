@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from torch.multiprocessing.spawn import spawn
 
 from swift_mega.base.errors import UserError
 from swift_mega.data import stream as stream_module
@@ -170,7 +170,7 @@ def test_full_disk(build: Any, counting: Any, monkeypatch: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(UserError, match="No space left on device.*\n.*data.cache_dir"):
+    with pytest.raises(UserError, match=r"No space left on device.*\n.*data.cache_dir"):
         build([counting("a", 400)], 10)
 
 
@@ -233,7 +233,7 @@ def test_two_ranks_read_the_same_and_fail_together(
     build: Any, counting: Any, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     prefix = counting("a", 400)
-    mp.spawn(_rank, (str(tmp_path), prefix, free_port()), nprocs=2)
+    spawn(_rank, (str(tmp_path), prefix, free_port()), nprocs=2)
     said = [(tmp_path / f"{rank}").read_text().splitlines() for rank in range(2)]
     assert said[0] == said[1]
     assert said[0][0] == str(first_tokens(build([prefix], 100).train))
