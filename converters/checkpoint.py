@@ -96,9 +96,12 @@ def hf_folder(path: str | Path) -> Path:
     path = Path(path)
     folder = latest(path) / HF if is_megatron(path) else path
     if not (folder / "config.json").is_file():
+        run = path / "checkpoints"
         raise UserError(
             f"{folder} has no config.json.",
-            "Give a folder in Hugging Face format, or a Megatron checkpoint with its hf/ folder.",
+            f"Give {run}, where this run keeps its checkpoints."
+            if is_megatron(run)
+            else "Give a folder in Hugging Face format, or a Megatron checkpoint with its hf/ folder.",
         )
     return folder
 

@@ -172,16 +172,17 @@ def _staged(source: Path, target: Path, overwrite: bool) -> Iterator[Path]:
     source, target = source.resolve(), target.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"{target} and the source {source} lie in one another.", "Choose a target elsewhere.")
+    staging, replaced = (target.with_name(f".{target.name}{suffix}") for suffix in (checkpoint.UNFINISHED, ".replaced"))
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)  # an earlier conversion was killed between the two renames below
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file.", "Choose a folder as target.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UserError(f"{target} is not empty.", "Choose another target, or --overwrite to replace it.")
-    staging, replaced = (target.with_name(f".{target.name}{suffix}") for suffix in (checkpoint.UNFINISHED, ".replaced"))
     with full_disk_is_the_users(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Left by a conversion that was killed; the names are ours alone.
-        for leftover in (staging, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)  # left by a conversion that was killed
+        shutil.rmtree(replaced, ignore_errors=True)
         staging.mkdir()
     try:
         yield staging

@@ -150,6 +150,19 @@ def test_what_is_left_out_is_said(
     assert "left out 13 entries of `_extra_state`: not weights" in said
 
 
+@pytest.mark.parametrize(("variant", "norms"), [("llama", []), ("qwen3", ["q_layernorm", "k_layernorm"])])
+def test_extra_state_is_where_transformer_engine_looks_for_it(
+    variant: str, norms: list[str], megatron_model: Callable[..., Path]
+) -> None:
+    """The modules that own one in megatron-core 0.16.1's TransformerEngine spec."""
+    attention = [f"self_attention.{name}" for name in ("linear_qkv", "linear_proj", *norms)]
+    modules = [f"decoder.layers.{name}" for name in (*attention, "mlp.linear_fc1", "mlp.linear_fc2")]
+    expected = {f"{module}._extra_state/shard_{layer}_3" for module in modules for layer in range(3)}
+    expected.add("decoder.final_layernorm._extra_state/shard_0_1")
+    stored = torch_dist.open_checkpoint(checkpoint.latest(megatron_model(variant)))
+    assert set(stored.objects) == expected
+
+
 class TestTargets:
     def test_a_target_that_is_not_empty(self, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
         (tmp_path / "there").mkdir()
@@ -192,6 +205,21 @@ class TestTargets:
         (tmp_path / ".there.unfinished" / "release").mkdir(parents=True)
         convert(hf_model("llama"), tmp_path / "there")
         assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+    def test_a_target_set_aside_by_a_killed_conversion_comes_back(
+        self, hf_model: Callable[[str], Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / ".there.replaced").mkdir()
+        (tmp_path / ".there.replaced" / "mine.txt").touch()
+        assert "is not empty" in refusal(hf_model("llama"), tmp_path / "there")
+        assert [path.name for path in tmp_path.rglob("*")] == ["there", "mine.txt"]
+
+    def test_the_folder_of_a_run_is_pointed_to_its_checkpoints(
+        self, megatron_model: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / "run").mkdir()
+        shutil.move(megatron_model("llama"), tmp_path / "run" / "checkpoints")
+        assert f"Give {tmp_path / 'run' / 'checkpoints'}" in refusal(tmp_path / "run", tmp_path / "x")
 
 
 class TestFailure:
