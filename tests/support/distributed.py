@@ -30,14 +30,17 @@ class Failed(AssertionError):
 class Workers:
     """`size` processes under `torch.distributed.run`, started at the first case and again after one that hung.
 
+    Cases and results travel as files, as the store takes 8 MB at most; the store says when they are there.
+
     Args:
         size: most ranks that a case can ask for.
-        log: file for what the processes print.
+        folder: for cases, results, and the log of what the processes print.
     """
 
-    def __init__(self, size: int, log: Path) -> None:
+    def __init__(self, size: int, folder: Path) -> None:
         self.size = size
-        self.log = log
+        self.folder = folder
+        self.log = folder / "log.txt"
         self._process: subprocess.Popen[bytes] | None = None
         self._store: Any = None
         self._cases = 0
@@ -54,8 +57,7 @@ class Workers:
         if self._process is None:
             self._start()
         number, self._cases = self._cases, self._cases + 1
-        case = (function.__module__, function.__qualname__, world_size, args, kwargs)
-        self._store.set(f"case/{number}", pickle.dumps(case))
+        self._send(number, (function.__module__, function.__qualname__, world_size, args, kwargs))
         outcomes = [self._outcome(number, rank, time.monotonic() + timeout_s) for rank in range(world_size)]
         for rank, (worked, value) in enumerate(outcomes):
             if not worked:
@@ -65,12 +67,17 @@ class Workers:
     def close(self) -> None:
         """End the processes."""
         if self._process is not None:
-            self._store.set(f"case/{self._cases}", pickle.dumps(None))
+            self._send(self._cases, None)
             try:
                 self._process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 self._stop()
         self._process = None
+
+    def _send(self, number: int, case: tuple[Any, ...] | None) -> None:
+        file = self.folder / f"case-{number}"
+        file.write_bytes(pickle.dumps(case))
+        self._store.set(f"case/{number}", str(file))
 
     def _start(self) -> None:
         from torch.distributed import TCPStore
@@ -103,13 +110,15 @@ class Workers:
                 # The others wait for the rank that raised; give them a moment, then end them all.
                 deadline = min(deadline, time.monotonic() + 2)
             if self._process.poll() is not None or time.monotonic() > deadline:
-                why = pickle.loads(self._store.get(f"failure/{number}")) if failed_elsewhere else self._end_of_log()
+                why = self._store.get(f"failure/{number}").decode() if failed_elsewhere else self._end_of_log()
                 if self._process.poll() is None:
                     self._stop()
                 self._process = None
                 raise Failed(f"no answer from rank {rank}; the processes were ended.\n{why}")
             time.sleep(0.005)
-        outcome: tuple[bool, Any] = pickle.loads(self._store.get(key))
+        file = Path(self._store.get(key).decode())
+        outcome: tuple[bool, Any] = pickle.loads(file.read_bytes())
+        file.unlink()
         return outcome
 
     def _end_of_log(self) -> str:

@@ -6,6 +6,7 @@ import pickle
 import sys
 import traceback
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from swift_mega import compat
@@ -26,26 +27,31 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=SESSION)
     number = 0
-    while (case := pickle.loads(store.get(f"case/{number}"))) is not None:
-        module, name, world_size, args, kwargs = case
-        if rank < world_size:
-            _run(store, number, rank, world_size, (module, name, args, kwargs))
+    while True:
+        file = Path(store.get(f"case/{number}").decode())
+        case = pickle.loads(file.read_bytes())
+        if case is None:
+            break
+        if rank < case[2]:
+            result = file.with_name(f"result-{number}-{rank}")
+            result.write_bytes(pickle.dumps(_outcome(store, number, rank, case)))
+            store.set(f"result/{number}/{rank}", str(result))
         number += 1
 
 
-def _run(store: TCPStore, number: int, rank: int, world_size: int, call: tuple[str, str, Any, Any]) -> None:
-    module, name, args, kwargs = call
+def _outcome(store: TCPStore, number: int, rank: int, case: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Whether the case's function returned in a world of its own, and its value or traceback."""
+    module, name, world_size, args, kwargs = case
     os.environ["WORLD_SIZE"] = str(world_size)
     fresh = PrefixStore(f"world/{number}", store)
     torch.distributed.init_process_group("gloo", store=fresh, rank=rank, world_size=world_size, timeout=COLLECTIVE)
     try:
-        function = getattr(importlib.import_module(module), name)
-        outcome = (True, function(*args, **kwargs))
+        return True, getattr(importlib.import_module(module), name)(*args, **kwargs)
     except BaseException:  # noqa: BLE001 - whatever a case raises is its result; the process lives on
-        outcome = (False, traceback.format_exc())
-        store.set(f"failure/{number}", pickle.dumps(f"rank {rank}:\n{outcome[1]}"))
-    store.set(f"result/{number}/{rank}", pickle.dumps(outcome))
-    groups.shutdown()
+        store.set(f"failure/{number}", f"rank {rank}:\n{traceback.format_exc()}")
+        return False, traceback.format_exc()
+    finally:
+        groups.shutdown()
 
 
 if __name__ == "__main__":
