@@ -13,6 +13,7 @@ import argparse
 import ast
 import dataclasses
 import functools
+import itertools
 import sys
 import types
 import typing
@@ -46,7 +47,7 @@ def field_docs(cls: type) -> dict[str, str]:
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
     docs = {}
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 docs[field.target.id] = " ".join(str(below.value.value).split())

@@ -50,7 +50,7 @@ def explained() -> Iterator[Outcome]:
         # The reader of our output (`| head`) has left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         outcome.exit_code = 141
-    except Exception:
+    except Exception:  # noqa: BLE001  the last stop before the interpreter; nothing is swallowed, it is printed
         outcome.exit_code = 1
         if report_folder() is not None:
             # A lost peer shows here as a failed collective; who lost it says so within this second.

@@ -1,8 +1,8 @@
 """`swift-mega`: the command table, and how errors reach the person who typed the command.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> exit code or None`; its module
-docstring is the description in `--help`, and `args.argv` the command line as it was typed. This file and every command module import nothing heavy:
-help and a misspelt option are answered without torch.
+docstring is the description in `--help`, and `args.argv` the command line as it was typed. This file and
+every command module import nothing heavy: help and a misspelt option are answered without torch.
 """
 
 import importlib
@@ -12,8 +12,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from swift_mega.base.errors import UserError, nearest
 from swift_mega.base import failures
+from swift_mega.base.errors import UserError, nearest
 from swift_mega.cli.parser import Parser
 
 

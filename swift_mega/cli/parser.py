@@ -32,9 +32,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` without abbreviations, whose errors are `UserError`s."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         # Abbreviated options would break in users' scripts as soon as a longer name is added.
-        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter} | kwargs)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **options})
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's, but a misspelt option is answered with the nearest one."""

@@ -12,6 +12,7 @@ work as they are (`--tensor-model-parallel-size 2`).
 
 import argparse
 import os
+
 from swift_mega.base import config as configs
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError

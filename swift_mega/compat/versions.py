@@ -10,7 +10,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 OPTIONAL = {
-    "transformer-engine": "fused layers and FP8 on Hopper and later; without it megatron-core's own layers, same results",
+    "transformer-engine": "fused layers, FP8 on Hopper and later; without it megatron-core's layers, same results",
     "apex": "NVIDIA's fused Adam where TransformerEngine is absent; without both PyTorch's",
     "flash-attn": "attention kernels that TransformerEngine can use; PyTorch has its own",
     "tensorboard": "`tensorboard/` in the output folder; metrics.jsonl and loss.png need nothing",

@@ -52,7 +52,7 @@ def test_a_resumed_job_reports_only_its_own_rate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     monkeypatch.setattr(console, "LOG_INTERVAL_S", 1.0)
     with console.progress(100, "train", unit="step", initial=90) as bar:
         bar.update(4)

@@ -84,7 +84,7 @@ def test_wandb_continues_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         started.append(options)
         return run
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     train(tmp_path, 0, 1, wandb_project="mine")
     train(tmp_path, 1, 2, wandb_project="mine")
     assert [start["project"] for start in started] == ["mine", "mine"]

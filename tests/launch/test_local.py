@@ -22,7 +22,7 @@ def launch(nproc: int, program: str, **options: object) -> subprocess.Popen[str]
 
 
 def test_ranks_get_torchruns_environment() -> None:
-    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS PYTHONSAFEPATH".split()
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS", "PYTHONSAFEPATH"]
     program = f"import os; os.write(1, (' '.join(os.environ[n] for n in {names}) + '\\n').encode())"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     out, _ = launch(2, program, env=environment).communicate(timeout=20)

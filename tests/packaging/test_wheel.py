@@ -1,4 +1,4 @@
-"""The built wheel in an environment of its own, used from an empty folder and from one with packages named like ours."""
+"""The built wheel in an environment of its own, used from an empty folder and beside packages named like ours."""
 
 import os
 import subprocess
