@@ -49,4 +49,3 @@ def distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     workers = Workers(4, tmp_path_factory.mktemp("distributed"))
     yield workers
     workers.close()
-

@@ -137,12 +137,12 @@ def _redirect_streams() -> None:
 
 
 def _streams_fit() -> bool:
-    side = torch.cuda.Stream(device=torch.cuda.current_device())
+    side: Any = torch.cuda.Stream(device=torch.cuda.current_device())  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):
         event = side.record_event()
     torch.cuda.current_stream().wait_event(event)
     torch.cuda.default_stream().wait_stream(side)
-    return event.query() and not torch.cuda.is_current_stream_capturing()
+    return bool(event.query()) and not torch.cuda.is_current_stream_capturing()
 
 
 def _redirect_ranges() -> None:
@@ -151,8 +151,8 @@ def _redirect_ranges() -> None:
 
 
 def _ranges_fit() -> bool:
-    torch.cuda.nvtx.range_push("probe")
-    torch.cuda.nvtx.range_pop()
+    torch.cuda.nvtx.range_push("probe")  # type: ignore[no-untyped-call]
+    torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
     return True
 
 
@@ -165,13 +165,14 @@ def _redirect_types() -> None:
 
 
 def _types_fit() -> bool:
-    made = torch.cuda.FloatTensor([1.0])
-    return isinstance(torch.ones(1), torch.cuda.FloatTensor) and made.dtype == torch.float32
+    types: Any = torch.cuda
+    made = types.FloatTensor([1.0])
+    return isinstance(torch.ones(1), types.FloatTensor) and bool(made.dtype == torch.float32)
 
 
 def _redirect_device_argument() -> None:
     # Left in force until the process ends; a mode belongs to its thread, and so does training.
-    _mode.__enter__()
+    _mode.__enter__()  # type: ignore[no-untyped-call]
 
 
 def _device_argument_fits() -> bool:

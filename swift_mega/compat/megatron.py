@@ -59,9 +59,8 @@ def _fusions_fit() -> bool:
 
 
 def _define_router_gemm() -> None:
-    moe_utils = importlib.import_module(MOE_UTILS)
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
+    if not hasattr(importlib.import_module(MOE_UTILS), "te_general_gemm"):
+        replace(f"{MOE_UTILS}.te_general_gemm", None)
 
 
 def _router_gemm_fits() -> bool:

@@ -29,7 +29,7 @@ def sliding_window_mask(length: int, window: tuple[int, int], device: torch.devi
     return may_see.triu(-left).tril(right)
 
 
-class SDPAAttention(MegatronModule):
+class SDPAAttention(MegatronModule):  # type: ignore[misc]
     """Causal or masked attention; grouped queries, sliding window and dropout included.
 
     Args:
@@ -82,9 +82,12 @@ class SDPAAttention(MegatronModule):
         if grouped and not in_kernel:
             # Only the flash kernels know grouped queries; the others would write out all scores.
             key, value = (kv.repeat_interleave(query.size(2) // key.size(2), dim=2) for kv in (key, value))
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         with self._random_states():
             context = F.scaled_dot_product_attention(
-                *(x.permute(1, 2, 0, 3) for x in (query, key, value)),
+                query,
+                key,
+                value,
                 attn_mask=mask,
                 is_causal=causal,
                 dropout_p=self.config.attention_dropout if self.training else 0.0,

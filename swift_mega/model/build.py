@@ -5,24 +5,31 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from converters.config_table import MegatronArguments
-from converters.family import family_of, padded_vocab_size
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.utils import init_method_normal, scaled_init_method_normal
 
+from converters.config_table import MegatronArguments
+from converters.family import family_of, padded_vocab_size
 from swift_mega.base.errors import UserError
 from swift_mega.model import spec
 from swift_mega.model.config import ModelConfig
 from swift_mega.model.gpt import GPTModel
+from swift_mega.model.initial import initialize_weights
 from swift_mega.parallel.config import ParallelConfig
 from swift_mega.parallel.layout import check_layout, check_sequence_length
 
 
-class Recompute(Protocol):
-    """The two options of training that decide how a layer is built."""
+class TrainOptions(Protocol):
+    """The options of training that decide how a model is built."""
 
+    seed: int
     recompute_granularity: Literal["selective", "full"] | None
     recompute_num_layers: int
 
@@ -38,12 +45,13 @@ def build_model(
     hf_config: dict[str, Any],
     model: ModelConfig,
     parallel: ParallelConfig,
-    train: Recompute,
+    train: TrainOptions,
     sequence_length: int,
 ) -> list[MegatronModule]:
     """This rank's part of the model on its device: one chunk per virtual pipeline stage, not yet wrapped for DDP.
 
-    Weights are random with `model.weights == "random"` and unset otherwise; `weights.load_hf` fills them.
+    Weights are random with `model.weights == "random"`, the same on every layout, and unset otherwise:
+    `weights.load_hf` fills them.
 
     Raises:
         UserError: the layout does not fit the model, or the sequence is longer than the model's.
@@ -54,7 +62,10 @@ def build_model(
     config = transformer_config(arguments, model, parallel, train)
     virtual = parallel.virtual_pipeline_model_parallel_size
     stages = range(virtual) if virtual is not None else [None]
-    return [_build_chunk(arguments, config, model, stage) for stage in stages]
+    chunks = [_build_chunk(arguments, config, model, stage) for stage in stages]
+    if model.weights == "random":
+        initialize_weights(chunks, arguments, train.seed)
+    return chunks
 
 
 def _build_chunk(
@@ -62,7 +73,9 @@ def _build_chunk(
 ) -> MegatronModule:
     chunk = GPTModel(
         config=config,
-        transformer_layer_spec=spec.block_spec(arguments, config, spec.implementation(model.transformer_impl), vp_stage),
+        transformer_layer_spec=spec.block_spec(
+            arguments, config, spec.implementation(model.transformer_impl), vp_stage
+        ),
         real_vocab_size=arguments.vocab_size,
         vocab_size=padded_vocab_size(
             arguments.vocab_size, model.make_vocab_size_divisible_by, config.tensor_model_parallel_size
@@ -81,8 +94,23 @@ def _build_chunk(
         seq_len_interpolation_factor=arguments.seq_len_interpolation_factor,
         vp_stage=vp_stage,
     )
+    mark_split_weights(chunk)
     chunk.to(torch.cuda.current_device())
     return Float16Module(config, chunk) if config.bf16 else chunk
+
+
+def mark_split_weights(chunk: MegatronModule) -> None:
+    """Tell megatron which weights each tensor-parallel rank holds a part of.
+
+    Its layers say so while they draw initial weights, which `perform_initialization=False` leaves out. An
+    unmarked weight counts as a copy: the gradient norm would then take it from one rank alone, and
+    clipping would depend on the layout.
+    """
+    for module in chunk.modules():
+        split = isinstance(module, ColumnParallelLinear | VocabParallelEmbedding | RowParallelLinear)
+        if split and module.weight is not None and not hasattr(module.weight, "tensor_model_parallel"):
+            axis = 1 if isinstance(module, RowParallelLinear) else 0
+            set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=axis, stride=1)
 
 
 def precision_of(wanted: str) -> torch.dtype:
@@ -93,13 +121,13 @@ def precision_of(wanted: str) -> torch.dtype:
 
 
 def transformer_config(
-    arguments: MegatronArguments, model: ModelConfig, parallel: ParallelConfig, train: Recompute
+    arguments: MegatronArguments, model: ModelConfig, parallel: ParallelConfig, train: TrainOptions
 ) -> TransformerConfig:
     """megatron's config. `finalize_model_grads_func` and what else belongs to a training step is the loop's to set."""
     return TransformerConfig(
         **_architecture(arguments),
         **_parallelism(parallel),
-        **_numerics(arguments, model),
+        **_numerics(arguments, precision_of(model.precision)),
         **_recompute(train),
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
@@ -144,18 +172,14 @@ def _parallelism(parallel: ParallelConfig) -> dict[str, Any]:
     }
 
 
-def _numerics(arguments: MegatronArguments, model: ModelConfig) -> dict[str, Any]:
-    dtype = precision_of(model.precision)
+def _numerics(arguments: MegatronArguments, dtype: torch.dtype) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
-    std = arguments.init_method_std
     return {
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
         "use_cpu_initialization": not on_gpu,
-        "perform_initialization": model.weights == "random",
-        "init_method": init_method_normal(std),
-        "output_layer_init_method": scaled_init_method_normal(std, arguments.num_layers),
+        "perform_initialization": False,
         # These compile themselves for a GPU; on a CPU their plain forms are as fast.
         "bias_activation_fusion": on_gpu and arguments.activation == "silu",
         "bias_dropout_fusion": on_gpu,
@@ -169,7 +193,7 @@ def _numerics(arguments: MegatronArguments, model: ModelConfig) -> dict[str, Any
     }
 
 
-def _recompute(train: Recompute) -> dict[str, Any]:
+def _recompute(train: TrainOptions) -> dict[str, Any]:
     if train.recompute_granularity is None:
         return {}
     if train.recompute_granularity == "selective":

@@ -30,7 +30,7 @@ class _MaskColumns(torch.autograd.Function):
         return grads[0], None
 
 
-class GPTModel(MegatronGPTModel):
+class GPTModel(MegatronGPTModel):  # type: ignore[misc]
     """GPTModel that knows how many rows of its vocabulary are real.
 
     Args:
@@ -54,12 +54,14 @@ class GPTModel(MegatronGPTModel):
         """
         real = self.real_columns()
         if real < logits.size(-1):
-            logits = _MaskColumns.apply(logits, real)
+            logits = _MaskColumns.apply(logits, real)  # type: ignore[no-untyped-call]
         loss: Tensor = super().compute_language_model_loss(labels, logits)
         return loss
 
     def real_columns(self) -> int:
         """How many of this tensor-parallel rank's vocabulary rows are no padding."""
         group = self.pg_collection.tp
+        first: int
+        last: int
         first, last = VocabUtility.vocab_range_from_global_vocab_size(self.vocab_size, group.rank(), group.size())
         return max(0, min(last, self.real_vocab_size) - first)

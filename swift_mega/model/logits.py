@@ -24,10 +24,11 @@ def megatron_logits(chunks: list[MegatronModule], tokens: Tensor) -> Tensor:
     device = torch.cuda.current_device()
     tokens = tokens.to(device)
     rows, length = tokens.shape
+    rows_apart = torch.split(tokens, 1)
     with _evaluating(chunks):
         outputs: list[Tensor] = get_forward_backward_func()(
             forward_step_func=_forward_step,
-            data_iterator=[iter(tokens.split(1)) for _ in chunks] if len(chunks) > 1 else iter(tokens.split(1)),
+            data_iterator=[iter(rows_apart) for _ in chunks] if len(chunks) > 1 else iter(rows_apart),
             model=chunks if len(chunks) > 1 else chunks[0],
             num_microbatches=rows,
             seq_length=length,

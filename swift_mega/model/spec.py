@@ -6,13 +6,13 @@ it runs everywhere. `transformer_engine` is megatron's TransformerEngine spec wh
 
 from typing import Any
 
-from converters.config_table import MegatronArguments
 from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from converters.config_table import MegatronArguments
 from swift_mega.base.errors import UserError
 from swift_mega.compat import optional
 from swift_mega.model.attention import SDPAAttention
@@ -76,7 +76,7 @@ def _bias_output_projection(arguments: MegatronArguments, layer: ModuleSpec) -> 
         attention.linear_proj = _biased(attention.linear_proj)
 
 
-class BiasedRowParallelLinear(RowParallelLinear):
+class BiasedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
     """megatron's row-parallel layer with a bias, whatever the config says about the others."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
 from converters import checkpoint
 from converters.family import family_of
 from converters.stores import safetensors
 from converters.stores.torch_dist import dtype_name, to_carrier, to_torch
 from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
-from megatron.core.transformer.module import MegatronModule
-from torch import Tensor
-
 from swift_mega.base.errors import UserError
 
 
@@ -34,6 +34,8 @@ class Piece(NamedTuple):
     offset: tuple[int, ...]
     shape: tuple[int, ...]
     """Like `offset` with the layer axis where layers are stacked."""
+    whole: tuple[int, ...]
+    """Shape of the whole canonical tensor."""
     data: Tensor
     """A window on the parameter, without the layer axis."""
     main: bool
@@ -49,7 +51,7 @@ def pieces(chunks: list[MegatronModule]) -> Iterator[Piece]:
             if isinstance(value, ShardedTensor):
                 shape = (1,) * value.prepend_axis_num + tuple(value.local_shape)
                 main = is_main_replica(value.replica_id)
-                yield Piece(value.key, tuple(value.global_offset), shape, value.data, main)
+                yield Piece(value.key, tuple(value.global_offset), shape, tuple(value.global_shape), value.data, main)
 
 
 def load_hf(chunks: list[MegatronModule], hf_folder: Path) -> None:
@@ -139,7 +141,9 @@ def _check_complete(chunks: list[MegatronModule], held: list[Piece], view: Megat
     if left:
         raise UserError(
             f"{view.store.path} has tensors that the model on {torch.distributed.get_world_size()} ranks does not: "
-            + ", ".join(f"`{key}` ({total.get(key, 0):,} of {math.prod(view.tensors[key].shape):,})" for key in left[:8]),
+            + ", ".join(
+                f"`{key}` ({total.get(key, 0):,} of {math.prod(view.tensors[key].shape):,})" for key in left[:8]
+            ),
             "Are model and folder of the same architecture?",
         )
 

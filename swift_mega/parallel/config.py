@@ -8,7 +8,7 @@ class ParallelConfig:
     """Megatron's parallel sizes; data parallel is what the world size leaves over."""
 
     tensor_model_parallel_size: int = 1
-    """Ranks that share every layer's matrices (TP). Must divide heads, KV heads (or be divided by them) and FFN size."""
+    """Ranks that share every layer's matrices (TP). Divides heads and FFN size, and KV heads or is divided by them."""
 
     pipeline_model_parallel_size: int = 1
     """Ranks that each hold a run of consecutive layers (PP)."""

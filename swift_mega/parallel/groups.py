@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import numpy as np
 import torch
+from torch._C._distributed_c10d import HashStore
 
 from swift_mega import compat
 from swift_mega.parallel.config import ParallelConfig
@@ -48,14 +49,19 @@ def seed_everything(seed: int) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
 
 
-def shutdown() -> None:
-    """Leave every group. Safe to call twice, and where nothing was initialized."""
+def shutdown(*, keep_world: bool = False) -> None:
+    """Leave every group; with `keep_world` all but the default one. Safe where nothing was initialized."""
     if not torch.distributed.is_initialized():
         return
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
+    if not keep_world:
+        torch.distributed.destroy_process_group()
+        return
+    for group in list(torch.distributed.distributed_c10d._world.pg_map):
+        if group is not torch.distributed.group.WORLD:
+            torch.distributed.destroy_process_group(group)
 
 
 def _join(timeout: timedelta) -> None:
@@ -66,5 +72,5 @@ def _join(timeout: timedelta) -> None:
     if "RANK" in os.environ:
         torch.distributed.init_process_group(backend, timeout=timeout)
     else:
-        store = torch.distributed.HashStore()
+        store = HashStore()
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)

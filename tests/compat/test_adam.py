@@ -1,5 +1,7 @@
 """Our Adam computes what torch's does and keeps its step where megatron looks for it."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,9 +22,9 @@ def set_gradients(params: list[torch.nn.Parameter], seed: int) -> None:
 @pytest.mark.parametrize(("adam_w_mode", "reference"), [(True, torch.optim.AdamW), (False, torch.optim.Adam)])
 def test_equals_torch(adam_w_mode: bool, reference: type[torch.optim.Optimizer]) -> None:
     ours, theirs = parameters(), parameters()
-    options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    one = Adam(ours, adam_w_mode=adam_w_mode, **options)  # type: ignore[arg-type]
-    other = reference(theirs, **options)  # type: ignore[call-arg]
+    options: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    one = Adam(ours, adam_w_mode=adam_w_mode, **options)
+    other = reference(theirs, **options)
     for step in range(5):
         set_gradients(ours, step)
         set_gradients(theirs, step)

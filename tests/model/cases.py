@@ -29,7 +29,7 @@ def loaded(
     groups.initialize(parallel, seed=1)
     options = ModelConfig(**{"path": str(folder), "precision": "fp32", **(model or {})})
     chunks = build_model(
-        checkpoint.read_config(folder), options, parallel, TrainConfig(steps=1, **(train or {})), sequence_length=16
+        checkpoint.read_config(folder), options, parallel, TrainConfig(steps=1, **(train or {})), sequence_length=48
     )
     load_hf(chunks, folder)
     return chunks
@@ -108,9 +108,7 @@ def attention_dropout() -> Tensor:
         tensor_model_parallel_size=2,
         cuda_graph_scope=[],
     )
-    attention = SDPAAttention(
-        config=config, layer_number=1, attn_mask_type=AttnMaskType.causal, attention_type="self"
-    )
+    attention = SDPAAttention(config=config, layer_number=1, attn_mask_type=AttnMaskType.causal, attention_type="self")
     ones: Tensor = attention(*(torch.ones(16, 1, 2, 8) for _ in range(3)), None)
     return ones
 
@@ -185,3 +183,14 @@ def save_interrupted(folder: Path, target: Path) -> None:
     chunks = loaded(folder, {})
     with mock.patch.object(weights, "_finish", side_effect=RuntimeError("planted")):
         save_hf(chunks, target, folder)
+
+
+def random_weights(folder: Path, layout: dict[str, Any], target: Path, seed: int = 1) -> str:
+    """Digest of fresh weights of the architecture of `folder`, exported."""
+    parallel = ParallelConfig(**layout)
+    groups.initialize(parallel, seed=7)
+    options = ModelConfig(path=str(folder), weights="random", precision="fp32")
+    config = checkpoint.read_config(folder)
+    chunks = build_model(config, options, parallel, TrainConfig(steps=1, seed=seed), sequence_length=48)
+    save_hf(chunks, target, folder)
+    return digest(target)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
 from swift_mega.model.attention import SDPAAttention
 from swift_mega.parallel import groups
 from swift_mega.parallel.config import ParallelConfig
@@ -75,7 +75,7 @@ def test_sliding_window_sees_itself_and_those_before() -> None:
 
 
 def test_layers_without_a_window() -> None:
-    windowed = {"window_size": (3, 0), "window_attn_skip_freq": [0, 1, 0, 1]}
+    windowed: dict[str, Any] = {"window_size": (3, 0), "window_attn_skip_freq": [0, 1, 0, 1]}
     one, two = attention(1, **windowed), attention(2, **windowed)
     torch.testing.assert_close(one(*inputs(), None), written_out(*inputs(), CAUSAL))
     assert not torch.allclose(two(*inputs(), None), written_out(*inputs(), CAUSAL))

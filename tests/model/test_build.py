@@ -31,9 +31,7 @@ MODEL = ModelConfig(path="unused", precision="fp32")
 
 
 def config_for(model: ModelConfig = MODEL, train: dict[str, Any] | None = None, **parallel: Any) -> Any:
-    return build.transformer_config(
-        ARGUMENTS, model, ParallelConfig(**parallel), TrainConfig(steps=1, **(train or {}))
-    )
+    return build.transformer_config(ARGUMENTS, model, ParallelConfig(**parallel), TrainConfig(steps=1, **(train or {})))
 
 
 def test_interleaved_sends_are_overlapped_and_not_batched() -> None:
@@ -54,7 +52,11 @@ def test_sent_tensors_are_freed_only_where_the_send_is_over() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "dtype"),
-    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("auto", torch.bfloat16 if torch.cuda.is_available() else torch.float32)],
+    [
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("auto", torch.bfloat16 if torch.cuda.is_available() else torch.float32),
+    ],
 )
 def test_precision(precision: Any, dtype: torch.dtype) -> None:
     config = config_for(dataclasses.replace(MODEL, precision=precision))
@@ -86,7 +88,7 @@ def test_transformer_engine_asked_for_where_it_cannot_run() -> None:
         ({"pipeline_model_parallel_size": 2}, 16, "1 processes cannot be split"),
     ],
 )
-def test_what_cannot_be_built_is_refused_before_building(parallel: dict[str, int], length: int, says: str) -> None:
+def test_what_cannot_be_built_is_refused_before_building(parallel: dict[str, Any], length: int, says: str) -> None:
     groups.initialize(ParallelConfig(), seed=1)
     try:
         with pytest.raises(UserError, match=says):

@@ -63,13 +63,11 @@ def test_a_truncated_file_is_named(copy: Callable[[str], Path], distributed: Wor
 def test_a_model_with_parameters_that_no_rule_knows_is_a_bug_that_says_so(
     tiny_model: TinyModel, distributed: Workers
 ) -> None:
-    with pytest.raises(Failed, match="no rule for decoder.layers.mlp.linear_fc2.weight"):
+    with pytest.raises(Failed, match=r"no rule for decoder\.layers\.mlp\.linear_fc2\.weight"):
         distributed(cases.logits_without_rule, 1, tiny_model("llama"), "decoder.layers.mlp.linear_fc2.weight")
 
 
-def test_a_part_of_the_model_on_no_rank_is_found(
-    tiny_model: TinyModel, distributed: Workers, tmp_path: Path
-) -> None:
+def test_a_part_of_the_model_on_no_rank_is_found(tiny_model: TinyModel, distributed: Workers, tmp_path: Path) -> None:
     """A stage that is not there would leave its layers out of the export."""
     with pytest.raises(Failed, match=r"`decoder.layers.mlp.linear_fc1.layer_norm_weight` \(64 of 128\)"):
         distributed(cases.save_half, 2, tiny_model("llama"), tmp_path / "half")
@@ -80,9 +78,7 @@ def test_a_failure_of_rank_0_reaches_all(tiny_model: TinyModel, distributed: Wor
     assert messages == ["rank 0 could not", "rank 0 could not"]
 
 
-def test_an_unfinished_export_has_no_final_names(
-    tiny_model: TinyModel, distributed: Workers, tmp_path: Path
-) -> None:
+def test_an_unfinished_export_has_no_final_names(tiny_model: TinyModel, distributed: Workers, tmp_path: Path) -> None:
     with pytest.raises(Failed, match="planted"):
         distributed(cases.save_interrupted, 1, tiny_model("llama"), tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors").exists()

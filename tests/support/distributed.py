@@ -80,13 +80,13 @@ class Workers:
         self._store.set(f"case/{number}", str(file))
 
     def _start(self) -> None:
-        from torch.distributed import TCPStore
+        from torch._C._distributed_c10d import TCPStore
 
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._cases = 0
+        launch = f"-m torch.distributed.run --standalone --nproc-per-node={self.size}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.size}"]
-            + ["-m", "tests.support.worker", str(self._store.port)],
+            [sys.executable, *launch.split(), "-m", "tests.support.worker", str(self._store.port)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=self.log.open("ab"),

@@ -14,7 +14,7 @@ from swift_mega import compat
 compat.install()
 
 import torch  # noqa: E402
-from torch.distributed import PrefixStore, TCPStore  # noqa: E402
+from torch._C._distributed_c10d import PrefixStore, TCPStore  # noqa: E402
 
 from swift_mega.parallel import groups  # noqa: E402
 
