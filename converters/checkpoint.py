@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from converters.config_table import Config
-from converters.stores.files import full_disk_is_the_users, read_json, write_json
+from converters.stores.files import read_json, write_json
 from converters.tensors import TensorSpec
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -56,6 +57,14 @@ def write_tracker(root: str | Path, step: int | None) -> None:
     aside = Path(root) / f".{TRACKER}{UNFINISHED}"
     aside.write_text(RELEASE if step is None else str(step), encoding="utf-8")
     aside.replace(Path(root) / TRACKER)
+
+
+def remove(iteration: Path) -> None:
+    """Remove a checkpoint so that no moment of it is taken for a whole one: renamed first, emptied then."""
+    doomed = iteration.with_name(f"{iteration.name}.old{UNFINISHED}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    iteration.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def is_iteration(path: Path) -> bool:
@@ -124,7 +133,7 @@ def copy_hf_files(source: str | Path, target: str | Path) -> None:
     """Copy everything but the weights from one Hugging Face folder into another, made if need be."""
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
-    with full_disk_is_the_users(target):
+    with write_errors_are_the_users(target):
         for file in hf_files(source):
             shutil.copyfile(file, target / file.name)
 

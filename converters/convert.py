@@ -20,11 +20,11 @@ from converters.accounting import mismatch
 from converters.families._common import EMBEDDING
 from converters.family import family_of, padded_vocab_size
 from converters.stores import safetensors, torch_dist
-from converters.stores.files import full_disk_is_the_users
 from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import Progress, progress, say
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
 
 Format = Literal["megatron", "hf"]
 
@@ -105,7 +105,7 @@ def _to_megatron(source: Path, root: Path, options: Options) -> None:
         )
     checkpoint.copy_hf_files(source, folder / checkpoint.HF)
     checkpoint.state_dtype(folder / checkpoint.HF, tensors)
-    with full_disk_is_the_users(root):
+    with write_errors_are_the_users(root):
         checkpoint.write_tracker(root, None)
 
 
@@ -179,7 +179,7 @@ def _staged(source: Path, target: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"{target} is a file.", "Choose a folder as target.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UserError(f"{target} is not empty.", "Choose another target, or --overwrite to replace it.")
-    with full_disk_is_the_users(target.parent):
+    with write_errors_are_the_users(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)  # left by a conversion that was killed
         shutil.rmtree(replaced, ignore_errors=True)

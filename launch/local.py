@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,13 +32,13 @@ POLL_S = 0.05
 
 
 def run(argv: list[str], nproc: int) -> int:
-    """Run `python -m swift_mega ARGV` as `nproc` ranks; the exit code of the first that failed, or 0."""
+    """Run `python -m swift_mega ARGV` as `nproc` ranks; 0, or the exit code of the rank that said why it failed."""
     # -P: a child must not find a user's own `launch/` or `converters/` in the working directory.
     return run_command([sys.executable, "-P", "-m", "swift_mega", *argv], nproc)
 
 
 def run_command(command: list[str], nproc: int) -> int:
-    """Run `command` as `nproc` ranks of one job; the exit code of the first that failed, or 0.
+    """Run `command` as `nproc` ranks of one job; the exit code is `run`'s.
 
     SIGINT, SIGTERM and SIGHUP go to every rank, which may take its time to save. Call it from the
     main thread. A rank ended by signal N counts as 128 + N, as in a shell.
@@ -53,10 +53,10 @@ def run_command(command: list[str], nproc: int) -> int:
             if failed is None:
                 return 0
             code = ranks[failed].returncode
-            if code < 0 and -code not in received and failures.claim_report(Path(folder)):
+            if code < 0 and -code not in received and failures.claim_report(Path(folder), 128 - code):
                 _say_killed(failed, signal.Signals(-code))
             _end(ranks, signal.SIGTERM, KILL_AFTER_S)
-            return code if code > 0 else 128 - code
+            return failures.reported_exit_code(Path(folder)) or (code if code > 0 else 128 - code)
         finally:
             _end(ranks, signal.SIGKILL, REAP_S)
 
@@ -143,7 +143,8 @@ def _say_killed(rank: int, number: signal.Signals) -> None:
 def _end(ranks: list[subprocess.Popen[bytes]], number: signal.Signals, within_s: float) -> None:
     """Send `number` to every rank still there and to all it has started, and wait for that at most `within_s`."""
     for process in ranks:
-        if process.poll() is None:
+        # The group outlives its rank where that was killed and has left a process of its own behind.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and any(process.poll() is None for process in ranks):

@@ -1,10 +1,6 @@
-"""Small file chores that every store has: JSON that may be broken, a disk that may be full."""
+"""Small file chores that every store has: JSON that may be broken."""
 
-import contextlib
-import errno
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +23,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any], sort_keys: bool = True) -> None:
     """As transformers writes its JSON files."""
     path.write_text(json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def full_disk_is_the_users(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn "no space left" while writing under `path` (`needed_bytes`, if known) into a message with the numbers."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        disk = os.statvfs(path if path.exists() else path.parent)
-        needed = f", {needed_bytes:,} are needed" if needed_bytes else ""
-        raise UserError(
-            f"the disk that holds {path} is full: {disk.f_bavail * disk.f_frsize:,} bytes are left{needed}.",
-            "Free space there or choose another target. Nothing finished was written.",
-        ) from None

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from converters.stores.files import full_disk_is_the_users, read_json, write_json
+from converters.stores.files import read_json, write_json
 from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -84,7 +85,7 @@ class SafetensorsFolder:
 
     def flush(self) -> None:
         """Push what this process wrote to the disk."""
-        with full_disk_is_the_users(self.path):
+        with write_errors_are_the_users(self.path):
             for mapped in self._maps.values():
                 mapped.flush()
 
@@ -197,7 +198,7 @@ def create(
     folder.mkdir(parents=True, exist_ok=True)
     shards = split(tensors, max_shard_bytes)
     places: dict[str, Place] = {}
-    with full_disk_is_the_users(folder, sum(spec.nbytes for spec in tensors.values())):
+    with write_errors_are_the_users(folder, sum(spec.nbytes for spec in tensors.values())):
         for name, shard in shards.items():
             places |= _allocate(folder / (name + PARTIAL), shard)
     return SafetensorsFolder(folder, {name: places[name] for name in tensors}, writable=True)
@@ -219,7 +220,7 @@ def finish(store: SafetensorsFolder) -> None:
     store.flush()
     store.close()
     shards = {place.file: place.file.with_suffix("") for place in store.places.values()}
-    with full_disk_is_the_users(store.path):
+    with write_errors_are_the_users(store.path):
         for partial, final in shards.items():
             _sync(partial)
             os.replace(partial, final)

@@ -29,9 +29,9 @@ import torch
 from torch.distributed.checkpoint import filesystem, metadata, planner
 
 from converters.checkpoint import MARKER
-from converters.stores.files import full_disk_is_the_users
 from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
 
 METADATA = ".metadata"
 COMMON = "common.pt"
@@ -93,7 +93,7 @@ class TorchDistWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._stream = (folder / self.FILE).open("wb")
         expected = sum(spec.nbytes for spec in tensors.values()) + chunks * BLOB_OVERHEAD_BYTES
-        with full_disk_is_the_users(folder, expected):
+        with write_errors_are_the_users(folder, expected):
             os.posix_fallocate(self._stream.fileno(), 0, expected)
 
     def write(self, key: str, offset: Box, array: np.ndarray) -> None:
@@ -109,7 +109,7 @@ class TorchDistWriter:
 
     def _append(self, index: metadata.MetadataIndex, value: object) -> None:
         begin = self._stream.tell()
-        with full_disk_is_the_users(self.folder):
+        with write_errors_are_the_users(self.folder):
             torch.save(value, self._stream)
         length = self._stream.tell() - begin
         self._places[index] = filesystem._StorageInfo(self.FILE, begin, length)
@@ -122,7 +122,7 @@ class TorchDistWriter:
         """
         for key, spec in self._tensors.items():
             _check_tiling(key, spec, [(tuple(c.offsets), tuple(c.sizes)) for c in self._entries[key].chunks])
-        with full_disk_is_the_users(self.folder):
+        with write_errors_are_the_users(self.folder):
             self._stream.truncate()
             _sync_and_close(self._stream)
             content = metadata.Metadata(self._entries, None, self._places, metadata.StorageMeta())

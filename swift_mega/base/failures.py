@@ -21,6 +21,8 @@ from swift_mega.base.errors import UserError
 REPORT_FOLDER = "SWIFT_MEGA_REPORT_FOLDER"
 """Environment variable by which `launch.local` names that folder."""
 
+REPORTED = "reported"
+
 FOLLOW_UP_S = 1.0
 """Seconds a rank waits before it speaks, so that the one that knows the cause, or the launcher, is first."""
 
@@ -42,7 +44,7 @@ def explained() -> Iterator[Outcome]:
         outcome.exit_code = UserError.exit_code
         if not is_main():
             time.sleep(FOLLOW_UP_S)
-        if claim_report(report_folder()):
+        if claim_report(report_folder(), outcome.exit_code):
             print(error, file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         outcome.exit_code = 130
@@ -55,19 +57,27 @@ def explained() -> Iterator[Outcome]:
         if report_folder() is not None:
             # A lost peer shows here as a failed collective; who lost it says so within this second.
             time.sleep(FOLLOW_UP_S)
-        if claim_report(report_folder()):
+        if claim_report(report_folder(), outcome.exit_code):
             traceback.print_exc()
 
 
-def claim_report(folder: Path | None) -> bool:
+def claim_report(folder: Path | None, exit_code: int) -> bool:
     """True for the first caller that shares `folder` with others, and always without one."""
     if folder is None:
         return True
     try:
-        (folder / "reported").touch(exist_ok=False)
+        with (folder / REPORTED).open("x", encoding="utf-8") as file:
+            file.write(str(exit_code))
     except FileExistsError:
         return False
     return True
+
+
+def reported_exit_code(folder: Path) -> int | None:
+    """Exit code of the one that spoke: the rank that knew the cause, while others fail of losing it."""
+    file = folder / REPORTED
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return int(text) if text else None
 
 
 def report_folder() -> Path | None:

@@ -7,7 +7,6 @@ written under temporary names and renamed at the end, the manifest last: a prefi
 
 import concurrent.futures
 import contextlib
-import errno
 import importlib.util
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ import numpy as np
 from swift_mega.base.console import progress, say
 from swift_mega.base.errors import UserError
 from swift_mega.base.readers import CHUNK_BYTES, BadRow, BadRows, Chunk, Corpus, OnBadRow, TxtDocuments, texts
+from swift_mega.base.writing import write_errors_are_the_users
 from swift_mega.data.encode import Encoded, Encoder, Encoding, encode_chunk, engines, start_worker
 from swift_mega.data.indexed import IndexedWriter, bin_path, idx_path, read_index, token_dtype
 from swift_mega.data.manifest import Manifest, Source, manifest_path, read_manifest, write_manifest
@@ -106,7 +106,7 @@ def build(
     with concurrent.futures.ThreadPoolExecutor(1) as hashing:
         # Checksums read what the tokenizing reads anyway, so they come from the page cache, beside it.
         checksums = hashing.submit(_describe_sources, corpus)
-        with _full_disk_explained(output), _temporary_files(Path(output)) as folder:
+        with write_errors_are_the_users(output, option="`--output`"), _temporary_files(Path(output)) as folder:
             tally = _write(corpus, encoding, folder, options.on_bad_row, _worker_count(workers, corpus))
             manifest = tally.manifest(info, options, checksums.result(), encoding.dtype)
             write_manifest(folder / "built", manifest)
@@ -331,17 +331,6 @@ def _temporary_files(output: Path) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         yield Path(folder)
-
-
-@contextlib.contextmanager
-def _full_disk_explained(output: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        what = f"{output} does not fit on its disk: {error.strerror}."
-        raise UserError(what, "Free some space, or choose another `--output`.") from None
 
 
 def _publish(folder: Path, output: Path) -> None:

@@ -8,6 +8,7 @@ Which samples come next follows from `consumed_samples` alone, so a resumed run 
 one would have read, whatever its workers had read ahead. No random number is drawn here or in a worker.
 """
 
+import signal
 import time
 from collections.abc import Iterator
 
@@ -44,7 +45,7 @@ class Loader(Iterator[Sample]):
                 # Forked workers inherit the mapped files; nothing is pickled, nothing is read twice.
                 multiprocessing_context="fork" if num_workers else None,
                 prefetch_factor=PREFETCH_BATCHES if num_workers else None,
-                worker_init_fn=_one_thread,
+                worker_init_fn=_start_reader,
                 # DataLoader draws a seed for its workers; from the default generator, a start would shift dropout.
                 generator=torch.Generator(),
                 pin_memory=torch.cuda.is_available(),
@@ -109,6 +110,10 @@ def loader(
     return Loader(stream, Batches(len(stream), consumed_samples, micro_batch_size, dp_rank, dp_size), num_workers)
 
 
-def _one_thread(_: int) -> None:
-    """A reader copies a few kilobytes; more threads would take cores from the training process."""
+def _start_reader(_: int) -> None:
+    """What a reading process is to do, and not to do."""
+    # It copies a few kilobytes; more threads would take cores from the training process.
     torch.set_num_threads(1)
+    # Ctrl-C and a scheduler's SIGTERM reach every process; the reader must live on until the run is saved.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

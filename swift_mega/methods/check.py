@@ -4,23 +4,52 @@ A layout that does not divide the model or a file that is not there is answered 
 imported on every rank.
 """
 
+import math
 from pathlib import Path
 
 from converters import checkpoint
 from converters.config_table import MegatronArguments
 from converters.family import family_of
+from converters.stores import safetensors
+from swift_mega.base.errors import UserError
 from swift_mega.data import manifest
 from swift_mega.data.blend import parse_blend
 from swift_mega.methods.config import PretrainConfig
+from swift_mega.methods.output import check_output, resume_folder
 from swift_mega.parallel.layout import check_batch, check_layout, check_sequence_length, data_parallel_size
+
+AT_LEAST: dict[str, float] = {
+    "data.num_workers": 0,
+    "model.make_vocab_size_divisible_by": 1,
+    "train.steps": 1,
+    "train.seed": 0,
+    "train.stop_after_steps": 1,
+    "train.eval_interval_steps": 1,
+    "train.eval_batches": 0,
+    "train.recompute_num_layers": 1,
+    "optimizer.lr": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip_grad": 0,
+    "optimizer.lr_warmup_steps": 0,
+    "optimizer.lr_decay_steps": 1,
+    "optimizer.lr_wsd_decay_steps": 1,
+    "checkpoint.save_interval_steps": 1,
+    "checkpoint.keep_last": 0,
+    "log.interval_steps": 1,
+    "parallel.distributed_timeout_s": 1,
+}
+"""The smallest number that each option may be; what layouts need is in `parallel.layout`."""
 
 
 def check(config: PretrainConfig, world_size: int) -> MegatronArguments | None:
     """The model's arguments, or None where the model is still on a hub.
 
     Raises:
-        UserError: the layout or the batch does not divide, or the data is not there or not the model's.
+        UserError: a number makes no sense, the layout or the batch does not divide, the output folder holds
+            another run, or weights or data are not there, damaged or not the model's.
     """
+    _check_numbers(config)
+    check_output(config)
     check_batch(config.parallel, world_size, config.train.micro_batch_size, config.train.global_batch_size)
     if not Path(config.model.path).is_dir():
         return None
@@ -28,10 +57,26 @@ def check(config: PretrainConfig, world_size: int) -> MegatronArguments | None:
     arguments = family_of(hf_config).megatron_arguments(hf_config)
     check_layout(config.parallel, arguments, world_size)
     check_sequence_length(config.parallel, arguments, config.data.sequence_length)
+    _check_weights(config)
     for entries in (config.data.train, config.data.valid, config.data.test):
         for prefix in parse_blend(entries)[0]:
             manifest.check(prefix, arguments.vocab_size)
     return arguments
+
+
+def _check_numbers(config: PretrainConfig) -> None:
+    for path, least in AT_LEAST.items():
+        section, _, name = path.partition(".")
+        value = getattr(getattr(config, section), name)
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"`{path}` is {value}.", f"It must be a number of at least {least}.")
+
+
+def _check_weights(config: PretrainConfig) -> None:
+    """Headers and lengths of the safetensors files, where they will be read."""
+    from_hf = config.model.weights == "pretrained" and not checkpoint.is_megatron(config.model.path)
+    if from_hf and resume_folder(config) is None:
+        safetensors.open_folder(config.model.path)
 
 
 def describe(config: PretrainConfig, world_size: int, arguments: MegatronArguments | None) -> str:

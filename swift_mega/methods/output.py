@@ -1,8 +1,8 @@
 """The output folder belongs to one run: who may start in it, and where a start continues.
 
-    OUTPUT/run.yaml          the resolved configuration of the latest start
-    OUTPUT/checkpoints/      what `swift-mega convert` and the next start read
-    OUTPUT/metrics.jsonl, loss.png, tensorboard/
+OUTPUT/run.yaml          the resolved configuration of the latest start
+OUTPUT/checkpoints/      what `swift-mega convert` and the next start read
+OUTPUT/metrics.jsonl, loss.png, tensorboard/
 """
 
 from pathlib import Path
@@ -11,7 +11,11 @@ from typing import Any
 from converters import checkpoint as layout
 from swift_mega.base import config as configs
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
 from swift_mega.methods.config import PretrainConfig
+
+RECORD = "run.yaml"
+PARTIAL_RECORD = f".{RECORD}{layout.UNFINISHED}"
 
 IDENTITY = (
     "model.path",
@@ -32,16 +36,27 @@ def checkpoints(config: PretrainConfig) -> Path:
     return Path(config.output) / "checkpoints"
 
 
-def claim_output(config: PretrainConfig) -> None:
-    """Take the output folder for this run and write `run.yaml` into it, or say whose it is."""
+def check_output(config: PretrainConfig) -> None:
+    """Refuse an output folder that is not this run's; nothing is written."""
     folder = Path(config.output)
-    record = folder / "run.yaml"
+    record = folder / RECORD
     if record.exists():
         _check_same_run(config, configs.build(PretrainConfig, configs.read_yaml(record), str(record)))
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file.", "Choose a folder with `output`.")
+    elif folder.exists() and any(entry.name != PARTIAL_RECORD for entry in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with `output`.")
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(configs.dump(config), encoding="utf-8")
+
+
+def claim_output(config: PretrainConfig) -> None:
+    """Take the output folder for this run and write `run.yaml` into it, or say whose it is."""
+    check_output(config)
+    folder = Path(config.output)
+    with write_errors_are_the_users(folder, option="`output`"):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Renamed when complete: a start that is killed here must not leave half a record in the way of the next.
+        (folder / PARTIAL_RECORD).write_text(configs.dump(config), encoding="utf-8")
+        (folder / PARTIAL_RECORD).replace(folder / RECORD)
 
 
 def _check_same_run(config: PretrainConfig, before: PretrainConfig) -> None:
@@ -73,4 +88,8 @@ def resume_folder(config: PretrainConfig) -> Path | None:
     if resume != "auto":
         return layout.latest(Path(resume))
     root = checkpoints(config)
-    return layout.latest(root) if layout.iterations(root) else None
+    finished = layout.iterations(root)
+    if not finished:
+        return None
+    # A run that was killed between the renaming of its first checkpoint and the tracker has one without the other.
+    return layout.latest(root) if (root / layout.TRACKER).is_file() else finished[-1]

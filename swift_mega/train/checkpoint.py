@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
@@ -28,8 +29,12 @@ from megatron.core.utils import unwrap_model
 from converters import checkpoint as layout
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import disk_full, write_errors_are_the_users
+from swift_mega.compat import saving
 from swift_mega.parallel.agree import on_main
 from swift_mega.train.rng import rng_state, set_rng_state
+
+WAY_OUT = "lower checkpoint.keep_last, or choose another `output`; the same command then continues"
 
 OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
@@ -93,14 +98,32 @@ class Checkpointer:
         target = self.root / layout.iteration_name(progress.step)
         unfinished = target.with_name(target.name + layout.UNFINISHED)
         on_main(lambda: self._prepare(unfinished))
+        self._write(unfinished, progress)
+        on_main(lambda: self._finish(unfinished, target, progress))
+        return target
+
+    def _write(self, unfinished: Path, progress: Progress) -> None:
+        """megatron-core's save. A disk that runs full ends it with a UserError and leaves nothing there."""
         strategy = FullyParallelSaveStrategyWrapper(
             get_default_save_sharded_strategy(), parallel_state.get_data_parallel_group(with_context_parallel=True)
         )
-        dist_checkpointing.save(
-            self._state(progress, is_loading=False), str(unfinished), strategy, content_metadata=OPTIMIZER_FORMAT
-        )
-        on_main(lambda: self._finish(unfinished, target, progress))
-        return target
+        state = self._state(progress, is_loading=False)
+        try:
+            dist_checkpointing.save(state, str(unfinished), strategy, content_metadata=OPTIMIZER_FORMAT)
+        except saving.FAILURES as error:
+            failure = error  # Python unbinds `error` at the end of this block
+            if saving.told_to_all(failure):
+                on_main(lambda: self._explain(unfinished, failure))
+            elif dist.get_rank() == 0:
+                self._explain(unfinished, failure)
+            raise RuntimeError(f"{unfinished} could not be written.") from failure
+
+    def _explain(self, unfinished: Path, error: BaseException) -> None:
+        """On rank 0: raise a UserError and clear away what was written, if the disk is full."""
+        if saving.is_disk_full(error):
+            explanation = disk_full(self.root, self._bytes(), WAY_OUT)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise explanation from None
 
     def load(self, folder: Path) -> Progress:
         """Restore everything from `folder` and return how far it had come."""
@@ -135,32 +158,38 @@ class Checkpointer:
         }
 
     def _prepare(self, unfinished: Path) -> None:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        needed = self._bytes()
-        free = shutil.disk_usage(unfinished).free
-        if free < needed:
-            raise UserError(
-                f"A checkpoint takes {needed / 1e9:.2f} GB, but {self.root} has {free / 1e9:.2f} GB free.",
-                "Free some space, lower checkpoint.keep_last, or choose another output.",
-            )
+        """Clear away what earlier saves left when they were killed, and make room for this one."""
+        with write_errors_are_the_users(self.root, option="`output`"):
+            for left in self.root.glob(f"*{layout.UNFINISHED}"):
+                shutil.rmtree(left)
+            unfinished.mkdir(parents=True)
+        if shutil.disk_usage(unfinished).free < self._bytes():
+            explanation = disk_full(self.root, self._bytes(), WAY_OUT)
+            unfinished.rmdir()
+            raise explanation
 
     def _bytes(self) -> int:
         """Size of one checkpoint: the weights and, in fp32, a master copy and two moments."""
         local = sum(p.numel() * (p.element_size() + 12) for chunk in self.chunks for p in chunk.parameters())
         # Every rank of the model-parallel group holds about as much; this is a check, not an account.
-        tensor = parallel_state.get_tensor_model_parallel_world_size()
-        return local * tensor * parallel_state.get_pipeline_model_parallel_world_size()
+        pp, tp, _ = rng_shape()
+        return local * pp * tp
 
     def _finish(self, unfinished: Path, target: Path, progress: Progress) -> None:
-        layout.copy_hf_files(self.hf_folder, unfinished / "hf")
-        (unfinished / "run.yaml").write_text(self.run_yaml, encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        unfinished.rename(target)
-        layout.write_tracker(self.root, progress.step)
-        for old in layout.iterations(self.root)[: -self.keep_last] if self.keep_last else []:
-            shutil.rmtree(old)
+        try:
+            with write_errors_are_the_users(self.root, self._bytes(), "`output`"):
+                layout.copy_hf_files(self.hf_folder, unfinished / "hf")
+                (unfinished / "run.yaml").write_text(self.run_yaml, encoding="utf-8")
+        except UserError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        with write_errors_are_the_users(self.root, option="`output`"):
+            if target.exists():
+                layout.remove(target)
+            unfinished.rename(target)
+            layout.write_tracker(self.root, progress.step)
+            for old in layout.iterations(self.root)[: -self.keep_last] if self.keep_last else []:
+                layout.remove(old)
 
     def _check(self, common: dict[str, Any], folder: Path) -> None:
         saved = vars(common["args"]) if "args" in common else {}
@@ -197,4 +226,3 @@ def rng_position() -> tuple[int, int, int]:
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_data_parallel_rank(),
     )
-

@@ -1,5 +1,7 @@
 """AdamW with megatron-core's distributed optimizer, and megatron-core's learning-rate schedule."""
 
+import math
+
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -60,7 +62,8 @@ def build_optimizer(
             adam_beta1=optimizer.adam_beta1,
             adam_beta2=optimizer.adam_beta2,
             adam_eps=optimizer.adam_eps,
-            clip_grad=optimizer.clip_grad,
+            # Without clipping megatron-core leaves out the norm, by which a NaN is found: no norm is above infinity.
+            clip_grad=optimizer.clip_grad or math.inf,
             bf16=model_config.bf16,
             params_dtype=model_config.params_dtype,
             use_distributed_optimizer=True,

@@ -15,10 +15,10 @@ from converters import checkpoint
 from converters.convert import DTYPES, Options, convert
 from converters.family import family_of
 from converters.stores import safetensors, torch_dist
-from converters.stores.files import full_disk_is_the_users
 from converters.stores.safetensors import open_folder
 from converters.view import MegatronView
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
 
 from .conftest import SHARDED, VARIANTS
 from .reshape import load, reshaped
@@ -265,7 +265,7 @@ def _no_space(*_: Any) -> None:
 
 def _no_space_in_a_with(folder: Path) -> Callable[..., None]:
     def fail(*_: Any) -> None:
-        with full_disk_is_the_users(folder):
+        with write_errors_are_the_users(folder):
             _no_space()
 
     return fail

@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(number, "No space left on device")
 
     monkeypatch.setattr(indexed.IndexedWriter, "add", full)
-    with pytest.raises(UserError, match=r"does not fit on its disk(.|\n)*Free some space"):
+    with pytest.raises(UserError, match=r"is full(.|\n)*Free space there"):
         build([str(corpus)], str(tokenizers["fast"]), tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
 

@@ -1,0 +1,51 @@
+"""Files that cannot be written: the system's refusals in the words of the person who can mend them."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from swift_mega.base.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+@contextmanager
+def write_errors_are_the_users(path: str | Path, needed_bytes: int | None = None, option: str = "") -> Iterator[None]:
+    """Turn "no space left" or "no permission" while writing under `path` into a message with the way out.
+
+    Args:
+        path: file or folder that is written.
+        needed_bytes: of all that is to be written, where it is known.
+        option: what names another place, such as `--output`.
+    """
+    try:
+        yield
+    except OSError as error:
+        elsewhere = f"choose another {option or 'target'}"
+        if error.errno in FULL:
+            raise disk_full(path, needed_bytes, elsewhere) from None
+        if error.errno in REFUSED:
+            where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}{where}.",
+                f"Change its permissions or {elsewhere}.",
+            ) from None
+        raise
+
+
+def disk_full(path: str | Path, needed_bytes: int | None = None, elsewhere: str = "choose another target") -> UserError:
+    """The error for a disk that ran full, with the numbers of this moment."""
+    disk = os.statvfs(_existing(Path(path)))
+    needed = f", {needed_bytes:,} are needed" if needed_bytes else ""
+    return UserError(
+        f"the disk that holds {path} is full: {disk.f_bavail * disk.f_frsize:,} bytes are left{needed}.",
+        f"Free space there or {elsewhere}. Nothing finished was written.",
+    )
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
