@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 def pieces(chunks: list[MegatronModule]) -> Iterator[Piece]:
     """What this rank holds of the model, each element of each parameter once."""
     for chunk in chunks:
-        state = chunk.sharded_state_dict()
+        state = unwrap(chunk).sharded_state_dict()
         apply_factories(state)
         for value in nested_values(state):
             if isinstance(value, ShardedTensor):

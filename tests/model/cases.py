@@ -194,3 +194,43 @@ def random_weights(folder: Path, layout: dict[str, Any], target: Path, seed: int
     chunks = build_model(config, options, parallel, TrainConfig(steps=1, seed=seed), sequence_length=48)
     save_hf(chunks, target, folder)
     return digest(target)
+
+
+class NoUpdate:
+    """Stands for optimizer and scheduler of a step that is only to compute gradients."""
+
+    def __init__(self) -> None:
+        self.param_groups = [{"lr": 0.0}]
+
+    def zero_grad(self) -> None: ...
+
+    def step(self, increment: int = 0) -> tuple[bool, float, None]:
+        return True, 0.0, None
+
+
+def gradients(folder: Path, layout: dict[str, Any], tokens: Tensor, target: Path, **planted: Any) -> None:
+    """Write the gradients of one training step under the names of the weights that they belong to.
+
+    `planted` are attributes of megatron's config, changed after the model is built.
+    """
+    from swift_mega.methods.pretrain import Pretrain
+    from swift_mega.train.optimizer import wrap_data_parallel
+    from swift_mega.train.step import Stepper
+
+    chunks = wrap_data_parallel(loaded(folder, layout), ParallelConfig(**layout))
+    for name, value in planted.items():
+        setattr(chunks[0].config, name, value)
+    rows, length = tokens.shape
+    stepper = Stepper(chunks, Pretrain(), micro_batch_size=1, sequence_length=length, num_microbatches=rows)
+    nothing: Any = NoUpdate()
+    positions = torch.arange(length).unsqueeze(0)
+    batches = (
+        {"tokens": row, "labels": row.roll(-1, dims=1), "position_ids": positions, "loss_mask": torch.ones(row.shape)}
+        for row in torch.split(tokens, 1)
+    )
+    stepper.train(batches, nothing, nothing)
+    with torch.no_grad():
+        for chunk in chunks:
+            for param in chunk.parameters():
+                param.copy_(param.main_grad)
+    save_hf(chunks, target, folder)

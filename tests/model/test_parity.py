@@ -74,7 +74,7 @@ def test_bf16_weights_trained_in_fp32_are_exported_in_fp32(
     assert torch.equal(transformers_logits(tmp_path / "back", tokens), wanted)
 
 
-@pytest.mark.parametrize("layout", ["TP1", "TP2+SP"])
+@pytest.mark.parametrize("layout", ["TP1", "TP2+SP", "PP2xVPP2"])
 def test_bf16_logits_are_near_transformers_bf16(layout: str, tiny_model: TinyModel, distributed: Workers) -> None:
     """Both round at every step, in another order: as near to one another as transformers' own bf16 is to its fp32."""
     folder = tiny_model("llama", "bfloat16")

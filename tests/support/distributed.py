@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+START_S = 150
+"""More for the first case: until all processes have imported torch and megatron on a busy machine."""
 
 
 class Failed(AssertionError):
@@ -56,6 +58,7 @@ class Workers:
         assert world_size <= self.size, f"{world_size} ranks of {self.size}"
         if self._process is None:
             self._start()
+            timeout_s += START_S
         number, self._cases = self._cases, self._cases + 1
         self._send(number, (function.__module__, function.__qualname__, world_size, args, kwargs))
         outcomes = [self._outcome(number, rank, time.monotonic() + timeout_s) for rank in range(world_size)]
