@@ -28,8 +28,8 @@ class Hub(Protocol):
 
     title: str
 
-    def cached(self, name: str, revision: str | None) -> Path | None:
-        """The folder of `name` in the local cache, complete or not; never asks the network."""
+    def cached(self, name: str, revision: str | None, patterns: list[str]) -> Path | None:
+        """The folder of `name` in the local cache; it may lack files. Never asks the network."""
 
     def download(self, name: str, revision: str | None, patterns: list[str]) -> Path:
         """Fetch the files that match; those already in the cache are not fetched again.
@@ -54,10 +54,11 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
     if folder.is_dir():
         return folder
     hub, repository = _hub_of(name)
-    cached = hub.cached(repository, revision)
+    patterns = SMALL_FILES + (WEIGHTS if weights else [])
+    cached = hub.cached(repository, revision, patterns)
     if cached is not None and _is_complete(cached, weights):
         return cached
-    return hub.download(repository, revision, SMALL_FILES + (WEIGHTS if weights else []))
+    return hub.download(repository, revision, patterns)
 
 
 def _hub_of(name: str) -> tuple[Hub, str]:
@@ -90,12 +91,13 @@ class HuggingFace:
 
     title = "Hugging Face"
 
-    def cached(self, name: str, revision: str | None) -> Path | None:
+    def cached(self, name: str, revision: str | None, patterns: list[str]) -> Path | None:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
+        wanted: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": NOT_OURS}
         try:
-            return Path(snapshot_download(name, revision=revision, local_files_only=True))
+            return Path(snapshot_download(name, revision=revision, local_files_only=True, **wanted))
         except LocalEntryNotFoundError:
             return None
 
@@ -137,16 +139,19 @@ class ModelScope:
 
     def __init__(self) -> None:
         try:
-            from modelscope_hub import HubApi
+            from modelscope_hub import HubApi, HubConfig
         except ImportError:
             raise UserError("`ms::` needs ModelScope's client.", "`pip install 'swift-mega[modelscope]'`") from None
-        self.api = HubApi()
+        config = HubConfig()
+        self.endpoint = str(config.endpoint)
+        self.api = HubApi(config)
 
-    def cached(self, name: str, revision: str | None, kind: str = "model") -> Path | None:
+    def cached(self, name: str, revision: str | None, patterns: list[str], kind: str = "model") -> Path | None:
         from modelscope_hub import CacheNotFound
 
         try:
-            return Path(self.api.download_repo(name, kind, revision=revision, local_files_only=True))
+            # Without a revision the client would take whichever one is cached.
+            return Path(self.api.download_repo(name, kind, revision=revision or "master", local_files_only=True))
         except CacheNotFound:
             return None
 
@@ -154,7 +159,11 @@ class ModelScope:
         from modelscope_hub import HubError
 
         try:
-            return Path(self.api.download_repo(name, kind, revision=revision, allow_patterns=patterns))
+            wanted: dict[str, Any] = {
+                "allow_patterns": patterns,
+                "ignore_patterns": NOT_OURS if kind == "model" else None,
+            }
+            return Path(self.api.download_repo(name, kind, revision=revision, **wanted))
         except (HubError, OSError) as error:
             known = _full_disk(error) or self._mistake(error, name, revision)
             raise known or error from None
@@ -174,7 +183,7 @@ class ModelScope:
         if isinstance(error, errors.AuthenticationError | errors.PermissionDeniedError):
             return _no_repository(name, self.title, "`ms-hub login`")
         if isinstance(error, errors.NetworkError | errors.RequestTimeoutError | errors.ServerError):
-            return _no_network(name, self.title, self.api.endpoint)
+            return _no_network(name, self.title, self.endpoint)
         return None
 
 
@@ -215,7 +224,7 @@ def load_dataset(name: str, subset: str | None, split: str) -> Any:
     """
     hub, repository = _hub_of(name)
     if isinstance(hub, ModelScope):
-        path = hub.cached(repository, None, "dataset") or hub.download(repository, None, ["*"], "dataset")
+        path = hub.cached(repository, None, ["*"], "dataset") or hub.download(repository, None, ["*"], "dataset")
         repository = str(path)
     import datasets
 
@@ -223,3 +232,7 @@ def load_dataset(name: str, subset: str | None, split: str) -> Any:
         return datasets.load_dataset(repository, subset, split=split)
     except ValueError as error:  # an unknown subset or split; the message lists those there are
         raise UserError(f"{name}: {error}", "Choose with `--subset` and `--split`.") from None
+    except datasets.exceptions.DatasetNotFoundError:
+        raise _no_repository(name, hub.title, "`hf auth login`") from None
+    except ConnectionError as error:
+        raise _no_network(name, hub.title, str(error)) from None

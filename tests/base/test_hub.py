@@ -46,7 +46,9 @@ def prefix(request: pytest.FixtureRequest, server: HubServer, tmp_path: Path, mo
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
         monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
+    files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return str(request.param)
@@ -155,8 +157,13 @@ def test_a_full_disk(server: HubServer, prefix: str, monkeypatch: pytest.MonkeyP
 DATASET = """
 import sys
 from swift_mega.base.readers import BadRows, Corpus
+from swift_mega.base.errors import UserError
 corpus = Corpus([sys.argv[1]])
 print([(row.text, row.where) for row in corpus.texts(BadRows())], corpus.bytes > 0, len(corpus.sources[0].sha256()))
+try:
+    Corpus([sys.argv[1] + "-not-there"])
+except UserError as error:
+    print(error.what)
 """
 
 
@@ -168,7 +175,8 @@ def test_a_data_set(server: HubServer, prefix: str, tmp_path: Path) -> None:
     expected = [("one", f"{name}:train:1"), ("two", f"{name}:train:2")]
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", DATASET, name], env=variables, capture_output=True, text=True)
-        assert done.stdout.strip() == f"{expected} True 64", done.stderr
+        assert done.stdout.startswith(f"{expected} True 64\n"), done.stderr
+        assert "texts-not-there" in done.stdout, done.stderr
         if server.socket.fileno() >= 0:
             server.shutdown()
             server.server_close()
