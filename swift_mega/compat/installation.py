@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from swift_mega.compat import optional
-from swift_mega.compat.redirection import CompatError, Redirection
+from swift_mega.compat import optional, triton
+from swift_mega.compat.redirection import CompatError, Redirection, installed_version
+from swift_mega.compat.triton import WITHOUT_TRITON
 
 HIDDEN = Redirection(
     name="TransformerEngine and apex where they do not work",
@@ -26,11 +27,12 @@ HIDDEN = Redirection(
 
 def before_megatron() -> tuple[Redirection, ...]:
     """What must be in place when megatron is imported."""
+    kernels = (WITHOUT_TRITON,) if triton.is_needed() else ()
     if torch.cuda.is_available():
-        return (HIDDEN,)
+        return (HIDDEN, *kernels)
     from swift_mega.compat.cpu_torch import REDIRECTIONS
 
-    return (HIDDEN, *REDIRECTIONS)
+    return (HIDDEN, *kernels, *REDIRECTIONS)
 
 
 def after_megatron() -> tuple[Redirection, ...]:
@@ -66,12 +68,22 @@ def install_redirections() -> tuple[Redirection, ...]:
     first = before_megatron()
     for redirection in first:
         redirection.install()
-    with _uncompiled_without_cuda():
-        importlib.import_module("megatron.core")
+    _import_megatron()
     second = after_megatron()
     for redirection in second:
         redirection.install()
     return first + second
+
+
+def _import_megatron() -> None:
+    try:
+        with _uncompiled_without_cuda():
+            importlib.import_module("megatron.core")
+    except ImportError as error:
+        raise CompatError(
+            f"megatron-core {installed_version('megatron-core')} cannot be imported: {error}.",
+            "Install the versions that this release was tested with (requirements/).",
+        ) from error
 
 
 @contextmanager

@@ -88,10 +88,11 @@ class Workers:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._cases = 0
         launch = f"-m torch.distributed.run --standalone --nproc-per-node={self.size}"
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, *launch.split(), "-m", "tests.support.worker", str(self._store.port)],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             stdout=self.log.open("ab"),
             stderr=subprocess.STDOUT,
         )
