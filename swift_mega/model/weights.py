@@ -6,6 +6,7 @@ parameter on this rank, the canonical name of the whole tensor and the box that 
 or writes more than it holds, and there is no second description of the layout.
 """
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from converters.stores import safetensors
 from converters.stores.torch_dist import dtype_name, to_carrier, to_torch
 from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
+from swift_mega.base.console import Progress, progress
 from swift_mega.base.errors import UserError
 
 
@@ -67,10 +69,11 @@ def load_hf(chunks: list[MegatronModule], hf_folder: Path) -> None:
     view = MegatronView(family_of(config), config, store, padded_vocab_size(chunks))
     held = list(pieces(chunks))
     _check_complete(chunks, held, view)
-    with torch.no_grad():
+    with torch.no_grad(), _bytes_bar(held, "reading weights") as bar:
         for piece in held:
             box = to_torch(view.read(piece.key, piece.offset, piece.shape), view.tensors[piece.key].dtype)
             piece.data.copy_(box.reshape(piece.data.shape))
+            bar.update(piece.data.nbytes)
     store.close()
 
 
@@ -95,9 +98,11 @@ def save_hf(chunks: list[MegatronModule], hf_folder: Path, source_hf: Path) -> N
     store = safetensors.attach(hf_folder)
     view = MegatronView(family, config, store, padded_vocab_size(chunks))
     _check_complete(chunks, held, view)
-    for piece in held:
-        if piece.main:
-            view.write(piece.key, piece.offset, to_carrier(piece.data.detach().cpu()).reshape(piece.shape))
+    with _bytes_bar(held, "writing weights") as bar:
+        for piece in held:
+            if piece.main:
+                view.write(piece.key, piece.offset, to_carrier(piece.data.detach().cpu()).reshape(piece.shape))
+            bar.update(piece.data.nbytes)
     store.flush()
     store.close()
     torch.distributed.barrier()
@@ -108,6 +113,10 @@ def _finish(hf_folder: Path, source_hf: Path, tensors: dict[str, TensorSpec]) ->
     checkpoint.copy_hf_files(checkpoint.hf_folder(source_hf), hf_folder)
     checkpoint.state_dtype(hf_folder, tensors)
     safetensors.finish(safetensors.attach(hf_folder))
+
+
+def _bytes_bar(held: list[Piece], desc: str) -> contextlib.AbstractContextManager[Progress]:
+    return progress(sum(piece.data.nbytes for piece in held), f"{desc} of rank 0", unit="B", unit_scale=True)
 
 
 def padded_vocab_size(chunks: list[MegatronModule]) -> int:

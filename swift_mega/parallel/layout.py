@@ -40,7 +40,7 @@ def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     if world_size % (tp * pp):
         possible = _multiples(tp * pp, world_size)
         raise UserError(
-            f"{world_size} processes cannot be split into TP {tp} × PP {pp} = {tp * pp} ranks per model copy.",
+            f"{world_size} process{'es' * (world_size > 1)} cannot be split into TP {tp} × PP {pp} = {tp * pp} ranks per model copy.",
             f"Start {possible} processes, or choose {TP} × {PP} among {_some(_divisors(world_size))}.",
         )
     return world_size // (tp * pp)

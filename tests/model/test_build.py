@@ -85,7 +85,7 @@ def test_transformer_engine_asked_for_where_it_cannot_run() -> None:
     [
         ({}, 65, "sequence_length 65 is outside the model's positions"),
         ({"tensor_model_parallel_size": 3}, 16, "4 attention heads / 3 leaves 1"),
-        ({"pipeline_model_parallel_size": 2}, 16, "1 processes cannot be split"),
+        ({"pipeline_model_parallel_size": 2}, 16, "1 process cannot be split"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_building(parallel: dict[str, Any], length: int, says: str) -> None:

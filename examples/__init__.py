@@ -1,0 +1,1 @@
+"""Scripts that make something to start from."""
