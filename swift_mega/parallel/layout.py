@@ -39,8 +39,9 @@ def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     if world_size % (tp * pp):
         possible = _multiples(tp * pp, world_size)
+        processes = "1 process" if world_size == 1 else f"{world_size} processes"
         raise UserError(
-            f"{world_size} process{'es' * (world_size > 1)} cannot be split into TP {tp} × PP {pp} = {tp * pp} ranks per model copy.",
+            f"{processes} cannot be split into TP {tp} × PP {pp} = {tp * pp} ranks per model copy.",
             f"Start {possible} processes, or choose {TP} × {PP} among {_some(_divisors(world_size))}.",
         )
     return world_size // (tp * pp)
