@@ -11,7 +11,7 @@ MINOR := $(shell $(PYTHON) -c 'import sys; print(sys.version_info[1])')
 .PHONY: demo test test-slow check bench lock clean help
 
 demo: $(STAMP)  ## continue the pretraining of a real model on three processes, then two, and talk to it
-	$(RUN) examples/first_light.py
+	$(RUN) -m examples.demo
 
 test: $(STAMP)  ## the test suite
 	$(RUN) -m pytest -q

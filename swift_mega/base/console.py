@@ -63,6 +63,7 @@ def progress(
             unit_scale=unit_scale,
             initial=initial,
             disable=not is_main(),
+            leave=None,  # a bar inside another one goes when it is full
             dynamic_ncols=True,
         )
         with bar:

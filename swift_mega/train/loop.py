@@ -1,6 +1,8 @@
 """The loop. It steps until the last step or until somebody asks it to stop; all else is a callback."""
 
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel
@@ -28,9 +30,23 @@ class Trainer:
     stop_reason: str = ""
     """Set by a callback to end the loop after this step."""
 
+    paused_s: float = 0.0
+    """Seconds of this start in which it did not train."""
+
     @property
     def finished(self) -> bool:
         return bool(self.stop_reason) or self.progress.step >= self.last_step
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time that the body takes counts for no training speed: an evaluation, a save."""
+        started = time.perf_counter()
+        yield
+        self.paused_s += time.perf_counter() - started
+
+    def training_clock(self) -> float:
+        """Seconds of training since some moment; differences count."""
+        return time.perf_counter() - self.paused_s
 
 
 class Callback:
