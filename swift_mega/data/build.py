@@ -11,15 +11,16 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EngineChoice = Literal["auto", "tokenizers", "gigatoken"]
+Encode = Callable[[Iterable[Chunk]], Iterator[Encoded]]
 
 CHUNKS_AHEAD = 3
 """Per worker: enough that none waits for the writer, little enough that memory stays at a few megabytes each."""
@@ -103,14 +105,18 @@ def build(
         say(f"{output}: already built ({done.documents:,} documents, {done.tokens:,} tokens)")
         return done
     encoding = _choose_engine(_encoding(loaded, info, options), engine, corpus, loaded)
-    with concurrent.futures.ThreadPoolExecutor(1) as hashing:
+    with (
+        write_errors_are_the_users(output, option="`--output`"),
+        _temporary_files(Path(output)) as folder,
+        _encoders(encoding, _worker_count(workers, corpus)) as encode,
+        concurrent.futures.ThreadPoolExecutor(1) as hashing,
+    ):
         # Checksums read what the tokenizing reads anyway, so they come from the page cache, beside it.
         checksums = hashing.submit(_describe_sources, corpus)
-        with write_errors_are_the_users(output, option="`--output`"), _temporary_files(Path(output)) as folder:
-            tally = _write(corpus, encoding, folder, options.on_bad_row, _worker_count(workers, corpus))
-            manifest = tally.manifest(info, options, checksums.result(), encoding.dtype)
-            write_manifest(folder / "built", manifest)
-            _publish(folder, Path(output))
+        tally = _write(corpus, encode, np.dtype(encoding.dtype), folder, options.on_bad_row)
+        manifest = tally.manifest(info, options, checksums.result(), encoding.dtype)
+        write_manifest(folder / "built", manifest)
+        _publish(folder, Path(output))
     _report(output, tally, manifest)
     return manifest
 
@@ -266,13 +272,13 @@ class _Tally:
         )
 
 
-def _write(corpus: Corpus, encoding: Encoding, folder: Path, on_bad_row: OnBadRow, workers: int) -> _Tally:
+def _write(corpus: Corpus, encode: Encode, dtype: np.dtype[Any], folder: Path, on_bad_row: OnBadRow) -> _Tally:
     """Tokenize everything into `folder/built.bin` and `.idx`."""
     tally = _Tally(BadRows())
     with bin_path(folder / "built").open("wb") as binary:
-        writer = IndexedWriter(binary, np.dtype(encoding.dtype))
+        writer = IndexedWriter(binary, dtype)
         with progress(corpus.bytes, "tokenizing", "B", unit_scale=True) as bar:
-            for encoded in _encode(corpus.chunks(), encoding, workers):
+            for encoded in encode(corpus.chunks()):
                 tally.add(encoded)
                 tally.bad_rows.judge(on_bad_row)
                 writer.add(encoded.tokens, encoded.lengths)
@@ -285,26 +291,35 @@ def _write(corpus: Corpus, encoding: Encoding, folder: Path, on_bad_row: OnBadRo
     return tally
 
 
-def _encode(chunks: Iterable[Chunk], encoding: Encoding, workers: int) -> Iterator[Encoded]:
-    """The chunks, tokenized, in their order."""
+@contextlib.contextmanager
+def _encoders(encoding: Encoding, workers: int) -> Iterator[Encode]:
+    """What tokenizes chunks, in this process or in a pool of `workers`; results come in the order of the chunks."""
     if workers == 1:
-        yield from map(Encoder(encoding), chunks)
+        encoder = Encoder(encoding)
+        yield lambda chunks: map(encoder, chunks)
         return
-    # Spawned, not forked: the caller may hold threads, and a worker needs neither torch nor transformers.
-    context = multiprocessing.get_context("spawn")
+    # Forked where that is sound, so that a worker starts with the tokenizer loaded and without importing the caller's
+    # script again, which may be a heavy one.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (encoding,))
     try:
-        pending: deque[concurrent.futures.Future[Encoded]] = deque()
-        for chunk in chunks:
-            pending.append(pool.submit(encode_chunk, chunk))
-            if len(pending) >= workers * CHUNKS_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        pool.submit(os.getpid).result()  # starts them all now, while this process has no second thread
+        yield lambda chunks: _in_order(pool, chunks, workers * CHUNKS_AHEAD)
     except BrokenProcessPool:
         raise UserError("a tokenizing process was killed, most likely for memory.", "Use fewer `--workers`.") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: concurrent.futures.Executor, chunks: Iterable[Chunk], ahead: int) -> Iterator[Encoded]:
+    """The chunks, tokenized; at most `ahead` of them are on their way."""
+    pending: deque[concurrent.futures.Future[Encoded]] = deque()
+    for chunk in chunks:
+        pending.append(pool.submit(encode_chunk, chunk))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _start_worker(encoding: Encoding) -> None:

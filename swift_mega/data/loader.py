@@ -8,7 +8,9 @@ Which samples come next follows from `consumed_samples` alone, so a resumed run 
 one would have read, whatever its workers had read ahead. No random number is drawn here or in a worker.
 """
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -115,5 +117,13 @@ def _start_reader(_: int) -> None:
     # It copies a few kilobytes; more threads would take cores from the training process.
     torch.set_num_threads(1)
     # Ctrl-C and a scheduler's SIGTERM reach every process; the reader must live on until the run is saved.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_parent_says_so, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_the_parent_says_so(parent: int) -> None:
+    """The training process ends its readers by SIGTERM, too; anybody else's is not for them."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -248,18 +248,12 @@ def test_a_folder_without_tokenizer(corpus: Path, tmp_path: Path) -> None:
         build([str(corpus)], str(tmp_path / "empty"), tmp_path / "a")
 
 
-class Deadly:
-    """Ends the process that unpickles it, as the kernel ends one that takes too much memory."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os._exit, (9,)
-
-
 def test_a_killed_worker(corpus: Path, tokenizers: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(build_module, "_worker_count", lambda *_: 2)
-    monkeypatch.setattr(build_module, "_choose_engine", lambda encoding, *_: replace(encoding, tokenizer=Deadly()))
+    monkeypatch.setattr(build_module, "start_worker", lambda _: os._exit(9))
     with pytest.raises(UserError, match=r"was killed, most likely for memory(.|\n)*--workers"):
         build([str(corpus)], str(tokenizers["fast"]), tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
 
 
 def test_workers_and_help_need_no_torch() -> None:

@@ -233,7 +233,7 @@ def test_two_ranks_read_the_same_and_fail_together(
     build: Any, counting: Any, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     prefix = counting("a", 400)
-    spawn(_rank, (str(tmp_path), prefix, free_port()), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_rank, (str(tmp_path), prefix, free_port()), nprocs=2)
     said = [(tmp_path / f"{rank}").read_text().splitlines() for rank in range(2)]
     assert said[0] == said[1]
     assert said[0][0] == str(first_tokens(build([prefix], 100).train))
