@@ -82,7 +82,8 @@ def build(cls: type[T], values: dict[str, Any], origin: str = "configuration") -
 def _check_names(cls: type, values: Any, prefix: str, origin: str) -> None:
     if not isinstance(values, dict):
         raise UserError(
-            f"{origin}: `{prefix.rstrip('.') or 'top level'}` must hold `name: value` pairs, got {values!r}."
+            f"{origin}: `{prefix.rstrip('.') or 'top level'}` must hold `name: value` pairs, got {values!r}.",
+            "`--help` lists what goes there.",
         )
     hints = typing.get_type_hints(cls)
     for name, value in values.items():
@@ -113,10 +114,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(text) or {}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.", "Give the path of a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text: {error}.", "Give the path of a YAML file.") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        raise UserError(
+            f"{path} is not valid YAML: {error}", "Correct it there; a string with a special sign needs quotes."
+        ) from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}, not `name: value` pairs.")
+        raise UserError(
+            f"{path} holds {type(values).__name__}, not `name: value` pairs.", "For example `train: {steps: 100}`."
+        )
     return values
 
 

@@ -28,6 +28,10 @@ class UserError(Exception):
         return f"{self.what}\n  → {self.fix}" if self.fix else self.what
 
 
+class PeerLost(Exception):
+    """Another rank has ended while this one waited for it. That one knows why; this one has nothing to add."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`did you mean …?` for a misspelt word, or the allowed words where none is near."""
     known = sorted(known)

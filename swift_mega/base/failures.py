@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift_mega.base.console import is_main
-from swift_mega.base.errors import UserError
+from swift_mega.base.errors import PeerLost, UserError
 
 REPORT_FOLDER = "SWIFT_MEGA_REPORT_FOLDER"
 """Environment variable by which `launch.local` names that folder."""
@@ -25,6 +25,9 @@ REPORTED = "reported"
 
 FOLLOW_UP_S = 1.0
 """Seconds a rank waits before it speaks, so that the one that knows the cause, or the launcher, is first."""
+
+PEER_LOST_S = 3.0
+"""The same for a rank that only knows that another has gone: longer, as that one may be a follower itself."""
 
 
 @dataclass
@@ -44,6 +47,11 @@ def explained() -> Iterator[Outcome]:
         outcome.exit_code = UserError.exit_code
         if not is_main():
             time.sleep(FOLLOW_UP_S)
+        if claim_report(report_folder(), outcome.exit_code):
+            print(error, file=sys.stderr, flush=True)
+    except PeerLost as error:
+        outcome.exit_code = 1
+        time.sleep(PEER_LOST_S)
         if claim_report(report_folder(), outcome.exit_code):
             print(error, file=sys.stderr, flush=True)
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ FAILURES = (CheckpointException, OSError, RuntimeError)
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SHORT_WRITE = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "inline_container")
-"""What is left of "no space" when torch's zip writer (C++) has wrapped it, or a process boundary has dropped the type."""
+"""What is left of "no space" when torch's zip writer (C++) has wrapped it, or a process boundary dropped its type."""
 
 
 def told_to_all(error: BaseException) -> bool:

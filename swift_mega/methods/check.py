@@ -50,12 +50,15 @@ def check(config: PretrainConfig, world_size: int) -> MegatronArguments | None:
     """
     _check_numbers(config)
     check_output(config)
-    check_batch(config.parallel, world_size, config.train.micro_batch_size, config.train.global_batch_size)
+    batch = config.train.micro_batch_size, config.train.global_batch_size
     if not Path(config.model.path).is_dir():
+        check_batch(config.parallel, world_size, *batch)
         return None
     hf_config = checkpoint.read_config(config.model.path)
     arguments = family_of(hf_config).megatron_arguments(hf_config)
+    # The model before the number of processes: that can follow the layout, the model cannot.
     check_layout(config.parallel, arguments, world_size)
+    check_batch(config.parallel, world_size, *batch)
     check_sequence_length(config.parallel, arguments, config.data.sequence_length)
     _check_weights(config)
     for entries in (config.data.train, config.data.valid, config.data.test):

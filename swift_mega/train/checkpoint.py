@@ -136,6 +136,9 @@ class Checkpointer:
         for name, module in named_chunks(self.chunks).items():
             module.load_state_dict(loaded[name])
         self.optimizer.load_state_dict(loaded["optimizer"])
+        for group in self.optimizer.param_groups:
+            # Its groups remember the learning rates they were made with, and the scheduler would ask them first.
+            group["max_lr"], group["min_lr"] = self.scheduler.max_lr, self.scheduler.min_lr
         self.scheduler.load_state_dict(loaded["opt_param_scheduler"])
         if same_layout:
             set_rng_state(loaded["rng_state"])
@@ -170,7 +173,7 @@ class Checkpointer:
 
     def _bytes(self) -> int:
         """Size of one checkpoint: the weights and, in fp32, a master copy and two moments."""
-        local = sum(p.numel() * (p.element_size() + 12) for chunk in self.chunks for p in chunk.parameters())
+        local: int = sum(p.numel() * (p.element_size() + 12) for chunk in self.chunks for p in chunk.parameters())
         # Every rank of the model-parallel group holds about as much; this is a check, not an account.
         pp, tp, _ = rng_shape()
         return local * pp * tp
