@@ -5,6 +5,7 @@ OUTPUT/checkpoints/      what `swift-mega convert` and the next start read
 OUTPUT/metrics.jsonl, loss.png, tensorboard/
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from swift_mega.methods.config import PretrainConfig
 
 RECORD = "run.yaml"
 PARTIAL_RECORD = f".{RECORD}{layout.UNFINISHED}"
+LEFT_BY_A_FAILED_START = (PARTIAL_RECORD, "cache")
 
 IDENTITY = (
     "model.path",
@@ -44,16 +46,27 @@ def check_output(config: PretrainConfig) -> None:
         _check_same_run(config, configs.build(PretrainConfig, configs.read_yaml(record), str(record)))
     elif folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file.", "Choose a folder with `output`.")
-    elif folder.exists() and any(entry.name != PARTIAL_RECORD for entry in folder.iterdir()):
+    elif folder.exists() and any(entry.name not in LEFT_BY_A_FAILED_START for entry in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with `output`.")
 
 
-def claim_output(config: PretrainConfig) -> None:
-    """Take the output folder for this run and write `run.yaml` into it, or say whose it is."""
+def open_output(config: PretrainConfig) -> None:
+    """Make the output folder, and see that it is this run's and can be written."""
     check_output(config)
     folder = Path(config.output)
     with write_errors_are_the_users(folder, option="`output`"):
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def claim_output(config: PretrainConfig) -> None:
+    """Write `run.yaml`: from here on the folder holds this run.
+
+    Called when all that a start can find wrong has been looked at, so that a mended start may differ.
+    """
+    folder = Path(config.output)
+    with write_errors_are_the_users(folder, option="`output`"):
         # Renamed when complete: a start that is killed here must not leave half a record in the way of the next.
         (folder / PARTIAL_RECORD).write_text(configs.dump(config), encoding="utf-8")
         (folder / PARTIAL_RECORD).replace(folder / RECORD)

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from swift_mega.methods.config import PretrainConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from swift_mega.methods.run import Outcome
+    from swift_mega.train.loop import Callback
 
 
 class Pretrain:
@@ -29,8 +32,11 @@ class Pretrain:
         return (output.float() * mask).sum(), mask.sum()
 
 
-def pretrain(config: PretrainConfig) -> "Outcome":
+def pretrain(config: PretrainConfig, callbacks: "Sequence[Callback]" = ()) -> "Outcome":
     """Run `config` to its end in this process, as one rank of the world that torchrun made, and say how it ended.
+
+    Args:
+        callbacks: your own, called after the run's at every step (`swift_mega.train.loop.Callback`).
 
     Raises:
         UserError: on every rank, for anything the user can mend.
@@ -42,4 +48,4 @@ def pretrain(config: PretrainConfig) -> "Outcome":
     compat.install()  # before anything imports megatron
     from swift_mega.methods.run import run
 
-    return run(config, Pretrain())
+    return run(config, Pretrain(), callbacks)

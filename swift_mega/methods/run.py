@@ -5,6 +5,8 @@
 Read it top-down; each helper is one arrow.
 """
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,28 +15,30 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.transformer import MegatronModule
-from swift_mega.base.flops import flops_per_token, peak_flops
-from swift_mega.base.hub import resolve_model
-from swift_mega.base.metrics import MetricsWriter
-from swift_mega.model.weights import load_hf
 
 from converters import checkpoint as layout
 from converters.config_table import MegatronArguments
 from converters.family import family_of
 from swift_mega.base import config as configs
+from swift_mega.base.errors import PeerLost
+from swift_mega.base.flops import flops_per_token, peak_flops
+from swift_mega.base.hub import resolve_model
+from swift_mega.base.metrics import MetricsWriter
 from swift_mega.compat.device import device_name
+from swift_mega.compat.peers import is_lost_peer
 from swift_mega.data.loader import Loader, loader
-from swift_mega.data.manifest import TokenizerInfo
 from swift_mega.data.stream import Stream, Streams, build_streams
+from swift_mega.data.tokenizer import TokenizerInfo
 from swift_mega.methods.config import PretrainConfig
-from swift_mega.methods.output import checkpoints, claim_output, resume_folder
+from swift_mega.methods.output import checkpoints, claim_output, open_output, resume_folder
 from swift_mega.model.build import build_model
+from swift_mega.model.weights import load_hf, save_hf
 from swift_mega.parallel.agree import on_main
 from swift_mega.parallel.groups import initialize, shutdown
 from swift_mega.parallel.layout import check_batch, check_layout
-from swift_mega.train.callbacks import Callback, Evaluate, Report, Save, StopOnNonFinite, StopOnSignal
+from swift_mega.train.callbacks import Evaluate, Report, Save, StopOnNonFinite, StopOnSignal, Test
 from swift_mega.train.checkpoint import Checkpointer, Progress, load_model
-from swift_mega.train.loop import Trainer, fit
+from swift_mega.train.loop import Callback, Trainer, fit
 from swift_mega.train.optimizer import build_optimizer, build_scheduler, check_schedule, wrap_data_parallel
 from swift_mega.train.step import Method, Stepper
 
@@ -53,16 +57,28 @@ class Outcome:
     """The newest checkpoint."""
 
 
-def run(config: PretrainConfig, method: Method) -> Outcome:
-    """Train as `config` says; a mistake of the user's ends every rank with the same UserError."""
+def run(config: PretrainConfig, method: Method, callbacks: Sequence[Callback] = ()) -> Outcome:
+    """Train as `config` says; a mistake of the user's ends every rank with the same UserError.
+
+    Args:
+        callbacks: called after the run's own. A default process group that exists already is kept.
+    """
+    joined_before = dist.is_initialized()
     initialize(config.parallel, config.train.seed)
     try:
-        return _run(config, method)
+        return _run(config, method, callbacks)
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise PeerLost(
+            f"Rank {dist.get_rank()} has lost another rank in the middle of its work "
+            f"({str(error).strip().splitlines()[0]}). What torchrun reports below tells which, and how it ended."
+        ) from error
     finally:
-        shutdown()
+        shutdown(keep_world=joined_before)
 
 
-def _run(config: PretrainConfig, method: Method) -> Outcome:
+def _run(config: PretrainConfig, method: Method, callbacks: Sequence[Callback]) -> Outcome:
     source, resume = on_main(lambda: _prepare(config, dist.get_world_size()))
     hf_folder = layout.hf_folder(source)
     hf_config = layout.read_config(source)
@@ -98,8 +114,10 @@ def _run(config: PretrainConfig, method: Method) -> Outcome:
         last_step=_last_step(config, progress),
         progress=progress,
     )
+    on_main(lambda: claim_output(config))
     metrics = _metrics(config, progress)
-    fit(trainer, _callbacks(config, checkpointer, metrics, streams, batches, arguments))
+    fit(trainer, [*_callbacks(config, checkpointer, metrics, streams, batches, arguments), *callbacks])
+    metrics.close()
     return Outcome(progress.step, trainer.stop_reason, layout.latest(checkpoints(config)))
 
 
@@ -111,7 +129,7 @@ def _prepare(config: PretrainConfig, world_size: int) -> tuple[Path, Path | None
     check_layout(config.parallel, family_of(hf_config).megatron_arguments(hf_config), world_size)
     num_microbatches(config, world_size)
     resume = resume_folder(config)
-    claim_output(config)
+    open_output(config)
     return source, resume
 
 
@@ -146,18 +164,26 @@ def _last_step(config: PretrainConfig, progress: Progress) -> int:
 
 def _streams(config: PretrainConfig, progress: Progress, arguments: MegatronArguments, hf_folder: Path) -> Streams:
     batch_size = config.train.global_batch_size
-    tokenizer: TokenizerInfo | None = None
+    tokenizer = on_main(lambda: _tokenizer(config, hf_folder))
     return build_streams(
         config.data,
         seed=config.train.seed,
         total_train_samples=progress.consumed_samples + (config.train.steps - progress.step) * batch_size,
         eval_samples=config.train.eval_batches * batch_size,
         vocab_size=arguments.vocab_size,
-        eod=None,
+        eod=tokenizer.eod if tokenizer else None,
         tokenizer=tokenizer,
         consumed_samples=progress.consumed_samples,
         cache_dir=config.data.cache_dir or Path(config.output) / "cache",
     )
+
+
+def _tokenizer(config: PretrainConfig, hf_folder: Path) -> TokenizerInfo | None:
+    """The model's tokenizer, to compare with the one the data was built with; None for a model without one."""
+    name = config.model.tokenizer
+    if name is None and not any(hf_folder.glob("tokenizer*")):
+        return None
+    return TokenizerInfo.of(name or hf_folder, trust_remote_code=config.model.trust_remote_code)
 
 
 def _loader(config: PretrainConfig, stream: Stream, consumed_samples: int = 0) -> Loader:
@@ -196,7 +222,7 @@ def _callbacks(
     batches: Loader,
     arguments: MegatronArguments,
 ) -> list[Callback]:
-    """In the order they are called: a step is judged before it is reported, and evaluated before it is saved."""
+    """In the order they are called: a step is judged and evaluated before it is plotted and saved."""
     tokens_per_step = config.train.global_batch_size * config.data.sequence_length
     report = Report(
         metrics,
@@ -207,8 +233,27 @@ def _callbacks(
         peak_flops=peak_flops(device_name(), config.model.precision),
         data_wait_s=lambda: batches.wait_s,
     )
-    callbacks: list[Callback] = [StopOnNonFinite(), StopOnSignal(), report]
+    callbacks: list[Callback] = [StopOnNonFinite(), StopOnSignal()]
+    count, interval_steps = config.train.eval_batches, config.train.eval_interval_steps
     if streams.valid:
         fresh = partial(_loader, config, streams.valid)
-        callbacks.append(Evaluate(fresh, config.train.eval_batches, config.train.eval_interval_steps, metrics))
-    return [*callbacks, Save(checkpointer, config.checkpoint.save_interval_steps)]
+        callbacks.append(Evaluate(fresh, count, metrics, interval_steps=interval_steps))
+    if streams.test:
+        callbacks.append(Test(partial(_loader, config, streams.test), count, metrics, config.train.steps))
+    export = partial(_export, config, checkpointer) if config.checkpoint.export_hf else None
+    return [*callbacks, report, Save(checkpointer, config.checkpoint.save_interval_steps, export)]
+
+
+def _export(config: PretrainConfig, checkpointer: Checkpointer, step: int) -> Path:
+    """The weights as a Hugging Face folder, from memory; as many of them stay as checkpoints do."""
+    root = Path(config.output) / "hf"
+    folder = root / layout.iteration_name(step)
+    save_hf(checkpointer.chunks, folder, checkpointer.hf_folder)
+    if config.checkpoint.keep_last:
+        on_main(partial(_keep_last, root, config.checkpoint.keep_last))
+    return folder
+
+
+def _keep_last(root: Path, count: int) -> None:
+    for old in sorted(root.glob("iter_*"))[:-count]:
+        shutil.rmtree(old)

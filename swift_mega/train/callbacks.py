@@ -7,16 +7,17 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from swift_mega.base.metrics import MetricsWriter, plot
 
 from swift_mega.base.console import progress, say
 from swift_mega.base.errors import UserError
+from swift_mega.base.metrics import MetricsWriter, plot
 from swift_mega.compat.device import peak_memory_bytes
 from swift_mega.train.checkpoint import Checkpointer
 from swift_mega.train.loop import Callback, Trainer
@@ -80,15 +81,26 @@ class StopOnNonFinite(Callback):
 
 
 class Evaluate(Callback):
-    """Held-out loss on always the same batches, every so many steps and at the end."""
+    """Loss on always the same batches of a held-out stream, every so many steps and at the end.
+
+    Args:
+        batches: makes a fresh iterator over the stream.
+        count: global batches per evaluation.
+        interval_steps: None: only before the first step and after the last.
+    """
 
     def __init__(
-        self, batches: Callable[[], Iterator[Batch]], count: int, interval_steps: int | None, metrics: MetricsWriter
+        self,
+        batches: Callable[[], Iterator[Batch]],
+        count: int,
+        metrics: MetricsWriter,
+        *,
+        interval_steps: int | None = None,
     ) -> None:
         self.batches = batches
         self.count = count
-        self.interval_steps = interval_steps
         self.metrics = metrics
+        self.interval_steps = interval_steps
         self.evaluated_step = -1
 
     def on_start(self, trainer: Trainer) -> None:
@@ -104,28 +116,57 @@ class Evaluate(Callback):
             self._evaluate(trainer)
 
     def _evaluate(self, trainer: Trainer) -> None:
-        for chunk in trainer.chunks:
-            chunk.eval()
-        batches = self.batches()
-        total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
-        with progress(self.count, "evaluate", "batch") as bar:
-            for _ in range(self.count):
-                total += trainer.stepper.evaluate(batches)
-                bar.update(1)
-        for chunk in trainer.chunks:
-            chunk.train()
-        loss = mean_loss(total)
+        loss = held_out_loss(trainer, self.batches(), self.count)
         self.evaluated_step = trainer.progress.step
         self.metrics.write(trainer.progress.step, {"eval/loss": loss})
         say(f"step {trainer.progress.step}: held-out loss {loss:.4f}")
 
 
-class Save(Callback):
-    """A checkpoint every so many steps and at the end, however the end came."""
+class Test(Callback):
+    """Loss on the test split, once: after the last step of the whole run."""
 
-    def __init__(self, checkpointer: Checkpointer, interval_steps: int | None) -> None:
+    def __init__(
+        self, batches: Callable[[], Iterator[Batch]], count: int, metrics: MetricsWriter, last_step: int
+    ) -> None:
+        self.batches = batches
+        self.count = count
+        self.metrics = metrics
+        self.last_step = last_step
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.progress.step == self.last_step:
+            loss = held_out_loss(trainer, self.batches(), self.count)
+            self.metrics.write(trainer.progress.step, {"test/loss": loss})
+            say(f"step {trainer.progress.step}: test loss {loss:.4f}")
+
+
+def held_out_loss(trainer: Trainer, batches: Iterator[Batch], count: int) -> float:
+    """The mean loss per token over `count` global batches, without dropout and without a trace in the model."""
+    for chunk in trainer.chunks:
+        chunk.eval()
+    total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+    with trainer.paused(), progress(count, "evaluate", "batch") as bar:
+        for _ in range(count):
+            total += trainer.stepper.evaluate(batches)
+            bar.update(1)
+    for chunk in trainer.chunks:
+        chunk.train()
+    return mean_loss(total)
+
+
+class Save(Callback):
+    """A checkpoint every so many steps and at the end, however the end came.
+
+    Args:
+        export: also writes the weights of this step elsewhere, and gives the folder back; collective.
+    """
+
+    def __init__(
+        self, checkpointer: Checkpointer, interval_steps: int | None, export: Callable[[int], Path] | None = None
+    ) -> None:
         self.checkpointer = checkpointer
         self.interval_steps = interval_steps
+        self.export = export
         self.saved_step = -1
 
     def on_start(self, trainer: Trainer) -> None:
@@ -141,9 +182,12 @@ class Save(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         start = time.perf_counter()
-        folder = self.checkpointer.save(trainer.progress)
-        self.saved_step = trainer.progress.step
-        say(f"step {trainer.progress.step}: saved {folder} in {time.perf_counter() - start:.1f} s")
+        with trainer.paused():
+            folder = self.checkpointer.save(trainer.progress)
+            self.saved_step = trainer.progress.step
+            say(f"step {trainer.progress.step}: saved {folder} in {time.perf_counter() - start:.1f} s")
+            if self.export:
+                say(f"step {trainer.progress.step}: exported {self.export(trainer.progress.step)}")
 
 
 class Report(Callback):
@@ -177,24 +221,28 @@ class Report(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.first_step = trainer.progress.step
-        self.context = progress(trainer.last_step, "train", "step", initial=trainer.progress.step)
-        self.bar = self.context.__enter__()
+        self.open = ExitStack()
+        self.bar = self.open.enter_context(
+            progress(trainer.last_step, "train", "step", initial=trainer.progress.step)
+        )
         self.total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
         self.steps = 0
         self.waited_s = self.data_wait_s()
-        self.clock = self.warm_clock = time.perf_counter()
+        self.clock = self.warm_clock = trainer.training_clock()
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         self.total += result.loss_sum_and_tokens
         self.steps += 1
         if trainer.progress.step - self.first_step == WARMUP_STEPS:
-            self.warm_clock = time.perf_counter()
+            self.warm_clock = trainer.training_clock()
         if trainer.progress.step % self.interval_steps == 0 or trainer.finished:
             self._report(trainer, result)
+        if trainer.finished:
+            self.open.close()  # before the last evaluation draws a bar of its own
 
     def _report(self, trainer: Trainer, result: StepResult) -> None:
         loss = mean_loss(self.total)
-        now = time.perf_counter()
+        now = trainer.training_clock()
         step_s = (now - self.clock) / self.steps
         values = {
             "loss": loss,
@@ -209,15 +257,15 @@ class Report(Callback):
         if self.peak_flops:
             values["mfu"] = values["tflops_per_device"] * 1e12 / self.peak_flops
         self.metrics.write(trainer.progress.step, values)
-        self.bar.update(self.steps)
         self.bar.set_postfix_str(status_line(values))
+        self.bar.update(self.steps)
         self.total.zero_()
         self.steps = 0
         self.waited_s = self.data_wait_s()
-        self.clock = time.perf_counter()
+        self.clock = trainer.training_clock()
 
     def on_end(self, trainer: Trainer) -> None:
-        self.context.__exit__(None, None, None)
+        self.open.close()
         plot(self.folder)
         warm = trainer.progress.step - self.first_step - WARMUP_STEPS
         if warm > 0:
@@ -234,9 +282,8 @@ def status_line(values: dict[str, float]) -> str:
         f"lr {values['lr']:.2e}",
         f"|g| {values['grad_norm']:.3f}",
         f"{values['tokens_per_s']:,.0f} tok/s",
-        f"{values['tflops_per_device']:.2f} TFLOP/s/dev",
+        f"{values['tflops_per_device']:.3g} TFLOP/s/dev",
         f"data {values['data_wait_share']:.1%}",
         f"{values['peak_memory_gb']:.1f} GB",
     ]
     return " · ".join(parts + ([f"MFU {values['mfu']:.1%}"] if "mfu" in values else []))
-

@@ -91,7 +91,7 @@ class CheckpointConfig:
     """`auto`: from the newest checkpoint in the output folder, if any; `never`: refuse a used folder; or a path."""
 
     export_hf: bool = False
-    """Also write each checkpoint's weights as a Hugging Face folder, every rank its own slices."""
+    """Also write each checkpoint's weights as a Hugging Face folder under `hf/`, every rank its own slices."""
 
 
 @dataclass(kw_only=True)

@@ -114,5 +114,5 @@ def mean_loss(loss_sum_and_tokens: torch.Tensor) -> float:
     """The mean loss per token over all ranks. Collective, and synchronises with the device."""
     total = loss_sum_and_tokens.clone()
     torch.distributed.all_reduce(total)
-    loss_sum, tokens = total.tolist()
+    loss_sum, tokens = (float(value) for value in total)
     return loss_sum / max(tokens, 1.0)
