@@ -36,6 +36,9 @@ class StopOnSignal(Callback):
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+    def __init__(self) -> None:
+        self.previous: dict[int, Any] = {}
+
     def on_start(self, trainer: Trainer) -> None:
         self.group = dist.new_group(backend="gloo")
         self.received = 0
@@ -58,10 +61,12 @@ class StopOnSignal(Callback):
         self.vote = (ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self.group, async_op=True))
 
     def on_end(self, trainer: Trainer) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
         if self.vote:
             self.vote[1].wait()
+
+    def close(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 class StopOnNonFinite(Callback):
