@@ -364,6 +364,17 @@ def test_a_checkpoint_of_another_model(place: Place, distributed: Distributed) -
         cli.assert_explained(ended, cause, "Choose the model it was made from")
 
 
+def test_a_damaged_checkpoint(place: Place, distributed: Distributed) -> None:
+    assert cli.in_process(place.argv("--steps", "1")).code == 0
+    argv = place.argv("--steps", "2")
+    data = max((place.output / "checkpoints" / "iter_0000001").glob("*.distcp"))
+    os.truncate(data, 1000)
+    for ended in (cli.in_process(argv), cli.on_ranks(distributed, argv)):
+        cli.assert_explained(ended, f"{data.name} is damaged or not trustworthy: it is 1,000 bytes long", "again")
+    data.unlink()
+    cli.assert_explained(cli.in_process(argv), f"{data.name} is damaged or not trustworthy: it is not there", "again")
+
+
 def test_converted_weights_are_nothing_to_resume(place: Place, tmp_path: Path) -> None:
     root = tmp_path / "converted"
     assert cli.in_process(["convert", str(place.model), str(root)]).code == 0

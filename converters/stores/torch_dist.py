@@ -211,6 +211,24 @@ def open_checkpoint(folder: Path) -> TorchDistCheckpoint:
     return TorchDistCheckpoint(folder, tensors, chunks, objects)
 
 
+def check_files(folder: Path) -> None:
+    """Whether every file of a checkpoint is there and as long as its `.metadata` says; nothing of them is read.
+
+    Raises:
+        UserError: a file is missing or cut off, or this is no `torch_dist` checkpoint.
+    """
+    _check_format(folder)
+    ends: dict[str, int] = {COMMON: 1}
+    for place in _read_metadata(folder / METADATA).storage_data.values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in ends.items():
+        file = folder / name
+        if not file.is_file():
+            raise _damaged(file, "it is not there")
+        if file.stat().st_size < end:
+            raise _damaged(file, f"it is {file.stat().st_size:,} bytes long, its content ends at {end:,}")
+
+
 def _chunks(
     folder: Path,
     key: str,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from swift_mega.base.console import is_main
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
 
 FILE = "metrics.jsonl"
 
@@ -38,7 +39,7 @@ class MetricsWriter:
         wandb_project: also report to this Weights & Biases project.
 
     Raises:
-        UserError: W&B is asked for and not installed.
+        UserError: W&B is asked for and not installed, or the folder cannot be written.
     """
 
     def __init__(
@@ -50,21 +51,28 @@ class MetricsWriter:
         tensorboard: bool = False,
         wandb_project: str | None = None,
     ) -> None:
+        self.folder = folder
         self.sinks: list[Sink] = []
         if not is_main():
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        _drop_after(folder / FILE, resumed_step)
-        self.sinks.append(_Lines(folder / FILE, resumed_step, layout))
-        if tensorboard and _installed("tensorboard"):
-            self.sinks.append(_TensorBoard(folder / "tensorboard", resumed_step))
+        with write_errors_are_the_users(folder, option="`output`"):
+            folder.mkdir(parents=True, exist_ok=True)
+            _drop_after(folder / FILE, resumed_step)
+            self.sinks.append(_Lines(folder / FILE, resumed_step, layout))
+            if tensorboard and _installed("tensorboard"):
+                self.sinks.append(_TensorBoard(folder / "tensorboard", resumed_step))
         if wandb_project:
             self.sinks.append(_WeightsAndBiases(folder, wandb_project))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Record `values` of `step`; they are on disk when this returns."""
-        for sink in self.sinks:
-            sink.write(step, values)
+        """Record `values` of `step`; they are on disk when this returns.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with write_errors_are_the_users(self.folder, option="`output`"):
+            for sink in self.sinks:
+                sink.write(step, values)
 
     def close(self) -> None:
         """End the run in every place it was reported to."""
@@ -84,7 +92,8 @@ def plot(folder: Path) -> None:
     if is_main():
         from swift_mega.base.plot import draw  # matplotlib takes a second to import
 
-        draw(read(folder), folder / "loss.png", title=folder.resolve().name)
+        with write_errors_are_the_users(folder, option="`output`"):
+            draw(read(folder), folder / "loss.png", title=folder.resolve().name)
 
 
 def _drop_after(file: Path, step: int) -> None:

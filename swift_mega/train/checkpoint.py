@@ -27,6 +27,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
 
 from converters import checkpoint as layout
+from converters.stores import torch_dist
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import disk_full, write_errors_are_the_users
@@ -64,6 +65,7 @@ def model_state(chunks: list[Any]) -> dict[str, Any]:
 
 def load_model(chunks: list[Any], folder: Path) -> None:
     """Fill the chunks with the weights of a Megatron checkpoint of any layout; its optimizer is left alone."""
+    on_main(lambda: torch_dist.check_files(folder))
     loaded = dist_checkpointing.load(model_state(chunks), str(folder))
     for name, module in named_chunks(chunks).items():
         module.load_state_dict(loaded[name])
@@ -116,6 +118,9 @@ class Checkpointer:
                 on_main(lambda: self._explain(unfinished, failure))
             elif dist.get_rank() == 0:
                 self._explain(unfinished, failure)
+            if not saving.told_to_all(failure):
+                raise
+            # Not an Exception as torch has it; on rank 0 it holds the reasons of all ranks.
             raise RuntimeError(f"{unfinished} could not be written.") from failure
 
     def _explain(self, unfinished: Path, error: BaseException) -> None:
@@ -126,7 +131,12 @@ class Checkpointer:
             raise explanation from None
 
     def load(self, folder: Path) -> Progress:
-        """Restore everything from `folder` and return how far it had come."""
+        """Restore everything from `folder` and return how far it had come.
+
+        Raises:
+            UserError: it is damaged, holds no optimizer state, or is of another model.
+        """
+        on_main(lambda: torch_dist.check_files(folder))
         self._check(common := dist_checkpointing.load_common_state_dict(str(folder)), folder)
         state = self._state(Progress(), is_loading=True)
         same_layout = common["rng_shape"] == rng_shape()
