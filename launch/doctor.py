@@ -60,7 +60,7 @@ def _machine() -> list[str]:
     print(f"  memory             {_gb(machine.memory_free)} free of {_gb(machine.memory)}")
     print(f"  disk               {_gb(machine.disk_free)} free here")
     for number, gpu in enumerate(machine.gpus):
-        peak = peak_flops(gpu.name, "bf16")
+        peak = peak_flops(gpu.name, "torch.bfloat16")
         mfu = f"MFU against {peak / 1e12:.0f} TFLOP/s" if peak else "peak not known: no MFU"
         precision = "" if gpu.has_bf16 else "; no bf16"
         print(f"  GPU {number:<14} {gpu.name}, {_gb(gpu.memory_bytes)}, compute {gpu.capability}{precision}; {mfu}")

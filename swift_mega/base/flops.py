@@ -90,13 +90,13 @@ PEAK_BF16_TFLOPS = {
 """Dense bf16 with fp32 accumulation, from the makers' data sheets, by the whole name that torch reports."""
 
 
-def peak_flops(device_name: str, precision: str) -> float | None:
+def peak_flops(device_name: str, dtype: str) -> float | None:
     """FLOP/s the device can do at most, or None where that is not known: there is no MFU then, never a guess.
 
-    Known for bf16 only: in fp32 the peak depends on whether TF32 is allowed. A CPU, a slice of a GPU
+    Known for `torch.bfloat16` only: in fp32 the peak depends on whether TF32 is allowed. A CPU, a slice of a GPU
     (MIG), a laptop's variant are not known.
     """
-    if precision != "bf16" or " MIG " in device_name:
+    if dtype != "torch.bfloat16" or " MIG " in device_name:
         return None
     known = (peak for name, peak in PEAK_BF16_TFLOPS.items() if re.fullmatch(name, device_name))
     tflops = next(known, None)

@@ -31,7 +31,7 @@ from swift_mega.data.stream import Stream, Streams, build_streams
 from swift_mega.data.tokenizer import TokenizerInfo
 from swift_mega.methods.config import PretrainConfig
 from swift_mega.methods.output import checkpoints, claim_output, open_output, resume_folder
-from swift_mega.model.build import build_model
+from swift_mega.model.build import build_model, precision_of
 from swift_mega.model.weights import load_hf, save_hf
 from swift_mega.parallel.agree import on_main
 from swift_mega.parallel.groups import initialize, shutdown
@@ -230,7 +230,7 @@ def _callbacks(
         interval_steps=config.log.interval_steps,
         tokens_per_step=tokens_per_step,
         flops_per_step=flops_per_token(arguments, config.data.sequence_length) * tokens_per_step,
-        peak_flops=peak_flops(device_name(), config.model.precision),
+        peak_flops=peak_flops(device_name(), str(precision_of(config.model.precision))),
         data_wait_s=lambda: batches.wait_s,
     )
     callbacks: list[Callback] = [StopOnNonFinite(), StopOnSignal()]

@@ -84,7 +84,7 @@ def test_a_known_model() -> None:
     ],
 )
 def test_known_devices(name: str, tflops: float) -> None:
-    assert peak_flops(name, "bf16") == tflops * 1e12
+    assert peak_flops(name, "torch.bfloat16") == tflops * 1e12
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_known_devices(name: str, tflops: float) -> None:
     ["cpu", "", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"],
 )
 def test_no_guess_for_others(name: str) -> None:
-    assert peak_flops(name, "bf16") is None
+    assert peak_flops(name, "torch.bfloat16") is None
 
 
 def test_no_peak_outside_bf16() -> None:
-    assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") is None
+    assert peak_flops("NVIDIA H100 80GB HBM3", "torch.float32") is None
