@@ -11,6 +11,7 @@ from typing import Any
 
 from converters import checkpoint as layout
 from swift_mega.base import config as configs
+from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
 from swift_mega.methods.config import PretrainConfig
@@ -94,13 +95,24 @@ def _value(config: PretrainConfig, path: str) -> Any:
 
 
 def resume_folder(config: PretrainConfig) -> Path | None:
-    """The checkpoint this start continues from, or None for step 0."""
-    resume = config.checkpoint.resume
+    """The checkpoint this start continues from, or None for step 0.
+
+    A path elsewhere is where the run begins; once it has checkpoints of its own they win, so that the same
+    command can be started again and again. A path among its own goes back to that one.
+    """
+    resume, root = config.checkpoint.resume, checkpoints(config)
     if resume == "never":
         return None
-    if resume != "auto":
-        return layout.latest(Path(resume))
-    root = checkpoints(config)
+    own = _newest(root)
+    if resume == "auto":
+        return own
+    if own is not None and not Path(resume).resolve().is_relative_to(root.resolve()):
+        say(f"{config.output} has checkpoints of its own: it continues from {own.name}, not from {resume}.")
+        return own
+    return layout.latest(Path(resume))
+
+
+def _newest(root: Path) -> Path | None:
     finished = layout.iterations(root)
     if not finished:
         return None

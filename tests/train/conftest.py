@@ -10,7 +10,7 @@ import pytest
 from swift_mega.base.config import merge
 from tests.support import runs
 
-STEPS = 8
+STEPS = 10
 STOP = 4
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP1": (1, {}),
@@ -29,7 +29,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """16 short documents of random tokens: some 18 samples of 16 tokens to train on, so that 8 steps see two epochs."""
+    """16 short documents of random tokens: some 18 samples of 16 tokens to train on, so that 10 steps see three epochs."""
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
@@ -45,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def base(tiny_model: Callable[..., Path], corpus: str) -> dict[str, Any]:
-    """A run of 8 steps: tied embeddings, QKV bias, a vocabulary that TP1 and TP2 pad differently."""
+    """A run of 10 steps: tied embeddings, QKV bias, a vocabulary that TP1 and TP2 pad differently."""
     return {
         "model": {"path": str(tiny_model("qwen2-tied"))},
         "data": {"train": [corpus], "split": "80,20,0", "sequence_length": 16, "num_workers": 0},
@@ -79,8 +79,8 @@ FIRST_HALF = {"train": {"stop_after_steps": STOP}}
 DROPOUT = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}
 BF16 = {"model": {"precision": "bf16"}}
 BF16_LAYOUTS = ("TP2+SP", "PP2", "DP2")
-BF16_LOSS, BF16_NORM = 2e-2, 1e-1
-"""Relative bounds in bf16, where another order of summation rounds otherwise."""
+BF16_LOSS, BF16_NORM = 2e-3, 2e-2
+"""Relative bounds in bf16, where another order of summation rounds otherwise. Measured: 6.5e-4 and 6.1e-3 (TP2+SP)."""
 BITWISE = (
     ("fp32", "TP1"),
     ("fp32", "TP2+SP"),

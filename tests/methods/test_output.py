@@ -1,0 +1,92 @@
+"""Whose output folder it is, and where a start continues."""
+
+from pathlib import Path
+
+import pytest
+
+from converters import checkpoint as layout
+from swift_mega.base.errors import UserError
+from swift_mega.methods.config import PretrainConfig
+from swift_mega.methods.output import check_output, checkpoints, claim_output, resume_folder
+from swift_mega.model.config import ModelConfig
+from swift_mega.train.config import CheckpointConfig, TrainConfig
+
+
+def config(folder: Path, resume: str = "auto", model: str = "m") -> PretrainConfig:
+    return PretrainConfig(
+        output=str(folder / "run"),
+        model=ModelConfig(path=model),
+        train=TrainConfig(steps=1),
+        checkpoint=CheckpointConfig(resume=resume),
+    )
+
+
+def saved(root: Path, step: int) -> Path:
+    """A folder that looks like a finished checkpoint."""
+    folder = root / layout.iteration_name(step)
+    folder.mkdir(parents=True)
+    (folder / layout.MARKER).touch()
+    (folder / ".metadata").touch()
+    layout.write_tracker(root, step)
+    return folder
+
+
+def claimed(run: PretrainConfig) -> None:
+    Path(run.output).mkdir()
+    claim_output(run)
+
+
+def test_the_same_run_may_come_back_on_another_layout(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    claimed(run)
+    run.parallel.tensor_model_parallel_size = 2
+    check_output(run)
+
+
+def test_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
+    claimed(config(tmp_path))
+    with pytest.raises(UserError, match=r"model\.path: 'm' there, 'other' here"):
+        check_output(config(tmp_path, model="other"))
+
+
+def test_never_refuses_a_used_folder(tmp_path: Path) -> None:
+    claimed(config(tmp_path))
+    with pytest.raises(UserError, match="already holds a run"):
+        check_output(config(tmp_path, resume="never"))
+
+
+def test_a_folder_of_somebody_elses_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds no run"):
+        check_output(config(tmp_path))
+
+
+def test_auto_takes_the_newest_checkpoint_or_none(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    assert resume_folder(run) is None
+    saved(checkpoints(run), 2)
+    newest = saved(checkpoints(run), 4)
+    assert resume_folder(run) == newest
+
+
+def test_auto_survives_a_kill_between_the_first_checkpoint_and_its_tracker(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    folder = saved(checkpoints(run), 2)
+    (checkpoints(run) / layout.TRACKER).unlink()
+    assert resume_folder(run) == folder
+
+
+def test_a_path_is_where_the_run_begins_and_its_own_checkpoints_win_later(tmp_path: Path) -> None:
+    elsewhere = saved(tmp_path / "base", 100)
+    run = config(tmp_path, resume=str(tmp_path / "base"))
+    assert resume_folder(run) == elsewhere
+    own = saved(checkpoints(run), 102)
+    assert resume_folder(run) == own
+
+
+def test_a_path_among_its_own_checkpoints_goes_back(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    earlier = saved(checkpoints(run), 2)
+    saved(checkpoints(run), 4)
+    assert resume_folder(config(tmp_path, resume=str(earlier))) == earlier
