@@ -88,7 +88,7 @@ class CheckpointConfig:
     """Checkpoints that stay. 0: all."""
 
     resume: str = "auto"
-    """`auto`: the newest checkpoint in the output folder, if any; `never`: refuse a used folder; a path: begin there."""
+    """`auto`: the newest checkpoint in the output folder, if any; `never`: refuse a used folder; path: begin there."""
 
     export_hf: bool = False
     """Also write each checkpoint's weights as a Hugging Face folder under `hf/`, every rank its own slices."""
