@@ -84,7 +84,7 @@ def other_tokenizer(good: tuple[Path, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """`small_disk(bytes)`: a real file system of that size."""
-    mounted = []
+    mounted: list[Path] = []
 
     def mount(size: int) -> Path:
         folder = tmp_path / f"disk-{len(mounted)}"
@@ -128,6 +128,12 @@ def another_run(place: Place) -> None:
     lines = ["output: there", "train: {steps: 2, seed: 7}", f"model: {{path: {place.model}}}"]
     lines.append(f"data: {{train: [{place.data}], sequence_length: 16}}")
     (place.output / "run.yaml").write_text("\n".join(lines))
+
+
+def other_files(place: Place) -> None:
+    """The output folder holds something else."""
+    place.output.mkdir()
+    (place.output / "thesis.tex").touch()
 
 
 def nothing(place: Place) -> None:
@@ -217,7 +223,7 @@ EARLY: dict[str, tuple[Spoil, list[str], str, str]] = {
     ),
     "another run, resume never": (another_run, ["--resume", "never"], "already holds a run", "--resume auto"),
     "other files": (
-        lambda place: (place.output.mkdir(), (place.output / "thesis.tex").touch()),
+        other_files,
         [],
         "out is not empty and holds no run",
         "Choose another folder with `output`",
@@ -246,7 +252,7 @@ def test_told_before_a_process_is_started(place: Place, name: str, nproc: int, m
     assert tree(place.folder) == before
 
 
-BAD_YAML = {
+BAD_YAML: dict[str, tuple[str | bytes, str, str]] = {
     "no YAML": ("train: [1,", "is not valid YAML", "Correct it"),
     "no text": (b"\x80\x81", "is not text", "YAML"),
     "a list": ("[1, 2]", "not `name: value` pairs", "train:"),

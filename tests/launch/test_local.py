@@ -121,6 +121,40 @@ sys.exit(outcome.exit_code)
     assert job.returncode == 2
 
 
+def test_the_exit_code_is_that_of_the_rank_that_knows_the_cause() -> None:
+    program = """
+import os, sys, time
+from swift_mega.base.errors import PeerLost, UserError
+from swift_mega.base.failures import explained
+with explained() as outcome:
+    if os.environ["RANK"] == "0":
+        raise UserError("the disk is full.", "Free some space.")
+    raise PeerLost("Connection closed by peer")
+if os.environ["RANK"] == "0":
+    time.sleep(5)  # rank 0 ends last: torch takes its time to unload
+sys.exit(outcome.exit_code)
+"""
+    job = launch(2, program)
+    _, err = job.communicate(timeout=30)
+    assert err == "the disk is full.\n  → Free some space.\n"
+    assert job.returncode == 2
+
+
+def test_what_a_killed_rank_had_started_is_ended_too(tmp_path: Path) -> None:
+    program = f"""
+import os, subprocess, time
+child = subprocess.Popen(["sleep", "60"])
+open(os.path.join(r'{tmp_path}', os.environ['RANK']), 'w').write(str(os.getpid()))
+open(os.path.join(r'{tmp_path}', 'child' + os.environ['RANK']), 'w').write(str(child.pid))
+time.sleep(60)
+"""
+    job = launch(2, program)
+    children = [_content(tmp_path / f"child{rank}") for rank in range(2)]
+    os.kill(_content(tmp_path / "1"), signal.SIGKILL)
+    job.communicate(timeout=30)
+    assert not any(_alive(child) for child in children)
+
+
 def _content(path: Path) -> int:
     """The number in `path`, as soon as it is there."""
     deadline = time.monotonic() + 20

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from typing import Any
 import pytest
 
 from converters import checkpoint as layout
+from swift_mega.base import config as configs
 from swift_mega.base import metrics
+from swift_mega.methods.config import PretrainConfig
+from swift_mega.methods.output import resume_folder
 from tests.support import cli
 from tests.support.runs import values
 from tests.train.test_resume import different_tensors
@@ -124,6 +128,16 @@ def test_a_checkpoint_being_removed_or_replaced_is_never_taken_for_a_whole_one(
     assert layout.iterations(root) == before[1:]
 
 
+def test_a_kill_before_the_first_tracker_loses_nothing(never_killed: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(never_killed / "checkpoints", tmp_path / "checkpoints")
+    values = {"output": str(tmp_path), "model": {"path": "x"}, "train": {"steps": 1}}
+    config = configs.build(PretrainConfig, values)
+    (root / layout.TRACKER).unlink()
+    assert resume_folder(config) == layout.iterations(root)[-1]
+    shutil.rmtree(root)
+    assert resume_folder(config) is None
+
+
 class Killed(Exception):
     """Stands for a kill."""
 
@@ -135,9 +149,7 @@ def killed_half_way(folder: Path) -> None:
         raise Killed
 
 
-def started(
-    argv: list[str], happened: Callable[[], bool], program: list[str] | None = None
-) -> "cli.subprocess.Popen[str]":
+def started(argv: list[str], happened: Callable[[], bool], program: list[str] | None = None) -> "subprocess.Popen[str]":
     """The command, running, when `happened` is true."""
     process = cli.start(argv, program or [sys.executable, "-m", "swift_mega"])
     cli.wait_for(happened, process)
