@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
     arguments = check(config, world_size)
     if args.dry_run:
-        say(f"{configs.dump(config)}\n{describe(config, world_size, arguments)}")
+        say(configs.dump(config))
+    say(describe(config, world_size, arguments))
+    if args.dry_run:
         return 0
     return local.run(args.argv, world_size) if world_size > 1 else _train(config)
 
