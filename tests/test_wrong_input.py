@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -446,10 +445,7 @@ PROCESSES: dict[str, tuple[Spoil, list[str], str, str]] = {
 def test_in_processes_that_we_start(place: Place, name: str) -> None:
     spoil, options, cause, way_out = PROCESSES[name]
     spoil(place)
-    start = time.monotonic()
-    ended = cli.run(place.argv(*options, "--nproc", "2"))
-    cli.assert_explained(ended, cause, way_out)
-    assert time.monotonic() - start < cli.LIMIT_S
+    cli.assert_explained(cli.run(place.argv(*options, "--nproc", "2")), cause, way_out)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
