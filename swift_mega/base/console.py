@@ -6,12 +6,16 @@ that a long job is neither silent nor noisy. Torch-free: the rank is read from t
 torchrun sets. tqdm is imported on first use, as `--help` would pay 50 ms for it.
 """
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LOG_INTERVAL_S = 10.0
 """Seconds between two progress lines where there is no terminal."""
@@ -24,7 +28,10 @@ class Progress(Protocol):
         """`n` more units are done."""
 
     def set_postfix_str(self, s: str) -> object:
-        """Show `s` behind the numbers, e.g. the latest loss."""
+        """Show `s` behind the numbers, e.g. how many tokens that is."""
+
+    def set_status(self, s: str) -> None:
+        """Show `s` with the bar, on a line of its own: for what would leave no room for the bar."""
 
 
 def is_main() -> bool:
@@ -66,8 +73,28 @@ def progress(
             leave=None,  # a bar inside another one goes when it is full
             dynamic_ncols=True,
         )
-        with bar:
-            yield bar
+        with contextlib.closing(_Bar(bar)) as both:
+            yield both
+
+
+class _Bar:
+    """tqdm's bar, and below it a line for the status once there is one."""
+
+    def __init__(self, bar: "tqdm[NoReturn]") -> None:
+        self.bar = bar
+        self.status: tqdm[NoReturn] | None = None
+        self.update = bar.update
+        self.set_postfix_str = bar.set_postfix_str
+
+    def set_status(self, s: str) -> None:
+        if self.status is None:
+            self.status = type(self.bar)(bar_format="  {desc}", disable=self.bar.disable, dynamic_ncols=True)
+        self.status.set_description_str(s)
+
+    def close(self) -> None:
+        self.bar.close()  # first: the line above is left as it is, and the status below it
+        if self.status is not None:
+            self.status.close()
 
 
 class _PlainProgress:
@@ -85,6 +112,9 @@ class _PlainProgress:
             self._print(self._rate_and_eta())
 
     def set_postfix_str(self, s: str) -> None:
+        self.postfix = s
+
+    def set_status(self, s: str) -> None:
         self.postfix = s
 
     def finish(self) -> None:

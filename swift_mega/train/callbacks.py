@@ -227,9 +227,7 @@ class Report(Callback):
     def on_start(self, trainer: Trainer) -> None:
         self.first_step = trainer.progress.step
         self.open = ExitStack()
-        self.bar = self.open.enter_context(
-            progress(trainer.last_step, "train", "step", initial=trainer.progress.step)
-        )
+        self.bar = self.open.enter_context(progress(trainer.last_step, "train", "step", initial=trainer.progress.step))
         self.total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
         self.steps = 0
         self.waited_s = self.data_wait_s()
@@ -262,7 +260,7 @@ class Report(Callback):
         if self.peak_flops:
             values["mfu"] = values["tflops_per_device"] * 1e12 / self.peak_flops
         self.metrics.write(trainer.progress.step, values)
-        self.bar.set_postfix_str(status_line(values))
+        self.bar.set_status(status_line(values))
         self.bar.update(self.steps)
         self.total.zero_()
         self.steps = 0
@@ -281,14 +279,14 @@ class Report(Callback):
 
 
 def status_line(values: dict[str, float]) -> str:
-    """The numbers behind the progress bar."""
+    """The numbers with the progress bar."""
     parts = [
         f"loss {values['loss']:.4f}",
         f"lr {values['lr']:.2e}",
-        f"|g| {values['grad_norm']:.3f}",
+        f"|g| {values['grad_norm']:.2f}",
         f"{values['tokens_per_s']:,.0f} tok/s",
         f"{values['tflops_per_device']:.3g} TFLOP/s/dev",
-        f"data {values['data_wait_share']:.1%}",
+        f"data {values['data_wait_share']:.0%}",
         f"{values['peak_memory_gb']:.1f} GB",
     ]
-    return " · ".join(parts + ([f"MFU {values['mfu']:.1%}"] if "mfu" in values else []))
+    return ", ".join(parts + ([f"MFU {values['mfu']:.1%}"] if "mfu" in values else []))

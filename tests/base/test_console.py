@@ -1,5 +1,7 @@
 """The console: one line per thing said, rank 0 only, and progress that is legible in a log file."""
 
+import io
+
 import pytest
 
 from swift_mega.base import console
@@ -57,3 +59,18 @@ def test_a_resumed_job_reports_only_its_own_rate(
     with console.progress(100, "train", unit="step", initial=90) as bar:
         bar.update(4)
     assert capsys.readouterr().err.startswith("train: 94% 94/100 step, 2step/s, 00:03 left\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_long_status_stands_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with console.progress(2, "train", unit="step") as bar:
+        bar.set_status("loss 1.0")
+        bar.update(2)
+    above, below = terminal.getvalue().rstrip("\n").split("\n")[-2:]
+    assert "train: 100%" in above and below.endswith("loss 1.0")
