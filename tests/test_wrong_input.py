@@ -349,6 +349,12 @@ def test_told_by_the_ranks(place: Place, name: str, nproc: int, distributed: Dis
     assert not any(place.folder.rglob("*.unfinished")) and not any(place.folder.rglob("iter_*"))
 
 
+def test_a_model_of_a_hub_is_checked_when_it_is_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swift_mega.methods.run.resolve_model", lambda *args, **kwargs: place.model)
+    _, options, cause, way_out = EARLY["sequence length"]
+    cli.assert_explained(cli.in_process(place.argv(*options, "--model.path", "org/tiny")), cause, way_out)
+
+
 def test_data_of_another_tokenizer(place: Place, other_tokenizer: Path, distributed: Distributed) -> None:
     argv = place.argv("--model.tokenizer", str(other_tokenizer))
     for ended in (cli.in_process(argv), cli.on_ranks(distributed, argv)):

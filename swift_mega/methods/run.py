@@ -35,7 +35,7 @@ from swift_mega.model.build import build_model, precision_of
 from swift_mega.model.weights import load_hf, save_hf
 from swift_mega.parallel.agree import on_main
 from swift_mega.parallel.groups import initialize, shutdown
-from swift_mega.parallel.layout import check_batch, check_layout
+from swift_mega.parallel.layout import check_batch, check_layout, check_sequence_length
 from swift_mega.train.callbacks import Evaluate, Report, Save, StopOnNonFinite, StopOnSignal, Test
 from swift_mega.train.checkpoint import Checkpointer, Progress, load_model
 from swift_mega.train.loop import Callback, Trainer, fit
@@ -126,7 +126,10 @@ def _prepare(config: PretrainConfig, world_size: int) -> tuple[Path, Path | None
     check_schedule(config.optimizer, config.train.steps)
     source = resolve_model(config.model.path, revision=config.model.revision)
     hf_config = layout.read_config(source)
-    check_layout(config.parallel, family_of(hf_config).megatron_arguments(hf_config), world_size)
+    arguments = family_of(hf_config).megatron_arguments(hf_config)
+    # Again: a model of a hub is known only now.
+    check_layout(config.parallel, arguments, world_size)
+    check_sequence_length(config.parallel, arguments, config.data.sequence_length)
     num_microbatches(config, world_size)
     resume = resume_folder(config)
     open_output(config)
