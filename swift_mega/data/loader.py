@@ -123,7 +123,12 @@ def _start_reader(_: int) -> None:
 
 
 def _end_when_the_parent_says_so(parent: int) -> None:
-    """The training process ends its readers by SIGTERM, too; anybody else's is not for them."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+    """The training process ends its readers by SIGTERM, too; anybody else's is not for them.
+
+    A killed one does not say so. Its readers hold its connections open, so that the other ranks would go on waiting.
+    """
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if received and received.si_pid == parent:
+            break
     os._exit(0)
