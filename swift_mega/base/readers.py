@@ -1,7 +1,7 @@
 """Texts out of files, in order, with the place each came from and a report of what could not be read.
 
 Reading is split in two so that a process pool can share the work: `Corpus.chunks` cuts the inputs into
-pieces of about a megabyte, cheaply and in one process; `texts` turns a chunk into texts and bad rows, anywhere.
+pieces of about half a megabyte, cheaply and in one process; `texts` turns a chunk into texts and bad rows, anywhere.
 
     .jsonl .json .jsonl.gz .jsonl.zst    one JSON object a line (`.json` may also be one list)
     .parquet                             a column of strings
@@ -28,7 +28,7 @@ import msgspec
 
 from swift_mega.base.errors import UserError
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 19
 """Per piece of work: large against the cost of sending it to another process, small against a progress bar."""
 
 SHOWN_BAD_ROWS = 20

@@ -1,6 +1,6 @@
 """`data build`: texts → Megatron `.bin/.idx` and a manifest, in parallel, with bytes that never depend on how.
 
-One process reads and writes, a pool tokenizes chunks of about a megabyte; results are written in the
+One process reads and writes, a pool tokenizes chunks of about half a megabyte; results are written in the
 order of the chunks, so the files are the same for any number of workers and any engine. Everything is
 written under temporary names and renamed at the end, the manifest last: a prefix with a manifest is complete.
 """
@@ -42,7 +42,7 @@ Encode = Callable[[Iterable[Chunk]], Iterator[Encoded]]
 CHUNKS_AHEAD = 3
 """Per worker: enough that none waits for the writer, little enough that memory stays at a few megabytes each."""
 
-SAMPLED_DOCUMENTS = 64
+SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 32, 2000
 PROBES = [
     "  two spaces,\n\n\nthree newlines,\ttabs\t\tand a trailing blank ",
     "don't I'LL 1234567890 3.14 x=f(y)->z; http://example.org/?q=1#a_b",
@@ -215,7 +215,7 @@ def _choose_engine(
 
 def _sample(corpus: Corpus) -> list[str]:
     rows = (row for chunk in islice(corpus.chunks(), 1) for row in texts(chunk, corpus.text_key))
-    return [row.text[:10_000] for row in islice(rows, SAMPLED_DOCUMENTS) if not isinstance(row, BadRow)]
+    return [row.text[:SAMPLED_CHARACTERS] for row in islice(rows, SAMPLED_DOCUMENTS) if not isinstance(row, BadRow)]
 
 
 def _refusal(encoding: Encoding, sample: list[str], expected: list[list[int]]) -> str | None:

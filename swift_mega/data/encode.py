@@ -8,8 +8,9 @@ several times as fast for byte-level BPE; young, so its ids are compared before 
 and `python` (tokenizers without a Rust form).
 """
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
@@ -164,9 +165,15 @@ class Encoder:
 
 def engines(encoding: Encoding) -> tuple[Engine, Engine | None]:
     """The engine that does the work, and one to compare a sample with where the first is not the reference."""
-    if encoding.engine == "gigatoken":
-        return Gigatoken(encoding.tokenizer), Tokenizers(encoding.tokenizer)
-    return (Python(encoding.tokenizer) if encoding.engine == "python" else Tokenizers(encoding.tokenizer)), None
+    reference = _engine("tokenizers", encoding.tokenizer) if encoding.engine == "gigatoken" else None
+    return _engine(encoding.engine, encoding.tokenizer), reference
+
+
+@functools.lru_cache(maxsize=2)
+def _engine(name: str, tokenizer: Any) -> Engine:
+    """Made once: a worker that is forked inherits what the check before it has loaded."""
+    kinds: dict[str, Callable[[Any], Engine]] = {"tokenizers": Tokenizers, "gigatoken": Gigatoken, "python": Python}
+    return kinds[name](tokenizer)
 
 
 def wrap(ids: np.ndarray, lengths: np.ndarray, prefix: list[int], suffix: list[int]) -> np.ndarray:

@@ -34,6 +34,7 @@ from megatron.core.datasets.utils import Split
 
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
 from swift_mega.data import manifest
 from swift_mega.data.blend import parse_blend
 from swift_mega.data.config import DataConfig
@@ -312,15 +313,10 @@ class Stream(torch.utils.data.Dataset[Sample]):
         Raises:
             UserError: the cache cannot be written.
         """
-        try:
+        with write_errors_are_the_users(self.cache_dir, option="`data.cache_dir`"):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             for source, epoch in self._epochs_from(first):
                 source.write_epoch(epoch)
-        except OSError as error:
-            raise UserError(
-                f"the shuffled indexes cannot be written to {self.cache_dir}: {error.strerror or error}.",
-                "Free some space there, or name another folder with `data.cache_dir`.",
-            ) from None
 
     def _epochs_from(self, first: int) -> Iterator[tuple[Source, int]]:
         if first >= self.samples:

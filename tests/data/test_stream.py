@@ -170,7 +170,7 @@ def test_full_disk(build: Any, counting: Any, monkeypatch: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(UserError, match=r"No space left on device.*\n.*data.cache_dir"):
+    with pytest.raises(UserError, match=r"is full.*\n.*data.cache_dir"):
         build([counting("a", 400)], 10)
 
 
