@@ -39,6 +39,9 @@ WAY_OUT = "lower checkpoint.keep_last, or choose another `output`; the same comm
 
 OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
+GROUP_OPTIONS = ("max_lr", "min_lr", "betas", "eps")
+"""Options in Adam's parameter groups. The scheduler asks them, not itself, for the learning rates."""
+
 
 @dataclass
 class Progress:
@@ -145,16 +148,20 @@ class Checkpointer:
         loaded = dist_checkpointing.load(state, str(folder))
         for name, module in named_chunks(self.chunks).items():
             module.load_state_dict(loaded[name])
-        self.optimizer.load_state_dict(loaded["optimizer"])
-        for group in self.optimizer.param_groups:
-            # Its groups remember the learning rates they were made with, and the scheduler would ask them first.
-            group["max_lr"], group["min_lr"] = self.scheduler.max_lr, self.scheduler.min_lr
+        self._load_optimizer(loaded["optimizer"])
         self.scheduler.load_state_dict(loaded["opt_param_scheduler"])
         if same_layout:
             set_rng_state(loaded["rng_state"])
         progress = Progress(**loaded["progress"])
         say(f"Resumed from {folder} at step {progress.step}" + ("." if same_layout else ", on another layout."))
         return progress
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Moments and step count; the options that megatron saves in the groups are this start's to say."""
+        options = [{name: group[name] for name in GROUP_OPTIONS} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
 
     def _state(self, progress: Progress, *, is_loading: bool) -> dict[str, Any]:
         model = model_state(self.chunks)

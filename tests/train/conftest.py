@@ -108,6 +108,8 @@ def outputs(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> O
         plan.add(f"never stopped/{precision}/{layout}", layout, *changes)
         plan.add(f"resumed/{precision}/{layout}", layout, *changes, FIRST_HALF)
         plan.add(f"resumed/{precision}/{layout}", layout, *changes)
+    start = {"checkpoint": {"resume": str(folder / "half/fp32" / "checkpoints")}}
+    plan.add("half the lr", "TP1", start, {"optimizer": {"lr": base["optimizer"]["lr"] / 2}})
     plan.add("fault/norms", "TP2+SP", fault="sequence_parallel_norms_not_reduced")
     for fault in ("data_position_off_by_one", "rng_not_restored", "scheduler_not_restored"):
         plan.add(f"fault/{fault}", "TP1", DROPOUT, FIRST_HALF)

@@ -35,6 +35,11 @@ def test_resuming_in_bf16_on_another_layout_stays_within_the_stated_bound(output
     assert values(resumed, "grad_norm") == pytest.approx(values(straight, "grad_norm")[STOP:], rel=BF16_NORM)
 
 
+def test_a_learning_rate_changed_at_a_resume_takes_effect(outputs: Outputs) -> None:
+    before = values(outputs("straight/fp32/TP1"), "lr")[STOP:]
+    assert values(outputs("half the lr"), "lr") == pytest.approx([lr / 2 for lr in before])
+
+
 @pytest.mark.parametrize("fault", ["data_position_off_by_one", "rng_not_restored", "scheduler_not_restored"])
 def test_a_resume_that_forgets_something_is_noticed(outputs: Outputs, fault: str) -> None:
     assert different_tensors(final(outputs(f"fault/{fault}")), final(outputs("never stopped/fp32/TP1"))) != []
