@@ -29,7 +29,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """16 short documents of random tokens: some 18 samples of 16 tokens to train on, so that 10 steps see three epochs."""
+    """16 short documents of random tokens, some 18 samples to train on: 10 steps see three epochs."""
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
@@ -108,8 +108,8 @@ def outputs(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> O
         plan.add(f"never stopped/{precision}/{layout}", layout, *changes)
         plan.add(f"resumed/{precision}/{layout}", layout, *changes, FIRST_HALF)
         plan.add(f"resumed/{precision}/{layout}", layout, *changes)
-    start = {"checkpoint": {"resume": str(folder / "half/fp32" / "checkpoints")}}
-    plan.add("half the lr", "TP1", start, {"optimizer": {"lr": base["optimizer"]["lr"] / 2}})
+    from_half = {"checkpoint": {"resume": str(folder / "half/fp32" / "checkpoints")}}
+    plan.add("half the lr", "TP1", from_half, {"optimizer": {"lr": base["optimizer"]["lr"] / 2}})
     plan.add("fault/norms", "TP2+SP", fault="sequence_parallel_norms_not_reduced")
     for fault in ("data_position_off_by_one", "rng_not_restored", "scheduler_not_restored"):
         plan.add(f"fault/{fault}", "TP1", DROPOUT, FIRST_HALF)
