@@ -12,7 +12,9 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from itertools import chain, islice
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,8 +22,14 @@ from torch.utils.data import DataLoader
 from swift_mega.data.manifest import token_out_of_range
 from swift_mega.data.stream import Sample, Stream
 
-PREFETCH_BATCHES = 4
-"""Per worker. A batch is small (64 kB for 1 × 1024 tokens) and a worker may stall on a cold disk."""
+READ_TOGETHER = 4
+"""Micro-batches a worker hands over at once, as one tensor: what is costly for the training process is the handing
+over (1.05 ms for four tensors per micro-batch of 1 × 1024, 0.25 ms for one tensor per four; reading itself: 0.17 ms)."""
+
+PREFETCH_FACTOR = 2
+"""Such tensors per worker on their way; few, because they live in /dev/shm, which containers make small."""
+
+NAMES = ("tokens", "labels", "position_ids", "loss_mask")
 
 
 class Loader(Iterator[Sample]):
@@ -37,16 +45,18 @@ class Loader(Iterator[Sample]):
 
     def __init__(self, stream: Stream, batches: "Batches", num_workers: int) -> None:
         self.stream = stream
-        self.first = iter(batches)
         self.wait_s = 0.0
-        self._batches = iter(
+        self._numbers = iter(batches)
+        self._ready: deque[Sample] = deque()
+        self._read = iter(
             DataLoader(
                 stream,
-                batch_sampler=batches,
+                batch_sampler=_in_groups(batches),
+                collate_fn=_pack,
                 num_workers=num_workers,
                 # Forked workers inherit the mapped files; nothing is pickled, nothing is read twice.
                 multiprocessing_context="fork" if num_workers else None,
-                prefetch_factor=PREFETCH_BATCHES if num_workers else None,
+                prefetch_factor=PREFETCH_FACTOR if num_workers else None,
                 worker_init_fn=_start_reader,
                 # DataLoader draws a seed for its workers; from the default generator, a start would shift dropout.
                 generator=torch.Generator(),
@@ -59,8 +69,10 @@ class Loader(Iterator[Sample]):
 
     def __next__(self) -> Sample:
         started = time.perf_counter()
-        batch: Sample = next(self._batches)
-        numbers = next(self.first)
+        numbers = next(self._numbers)
+        if not self._ready:
+            self._ready.extend(_unpack(next(self._read), len(numbers)))
+        batch = self._ready.popleft()
         if self.stream.unchecked:
             self._check(batch, numbers)
         self.wait_s += time.perf_counter() - started
@@ -91,6 +103,25 @@ class Batches:
         for first in range(self.consumed_samples, self.stop - together + 1, together):
             mine = first + self.dp_rank * self.micro_batch_size
             yield list(range(mine, mine + self.micro_batch_size))
+
+
+def _in_groups(batches: Batches) -> Iterator[list[int]]:
+    """The samples of `READ_TOGETHER` micro-batches at a time."""
+    numbers = iter(batches)
+    while group := list(islice(numbers, READ_TOGETHER)):
+        yield list(chain.from_iterable(group))
+
+
+def _pack(samples: list[Sample]) -> torch.Tensor:
+    """All fields of all samples as one tensor, int64 `[fields, samples, sequence_length]`; a loss mask is 0 or 1."""
+    return torch.stack([torch.stack([sample[name] for sample in samples]).long() for name in NAMES])
+
+
+def _unpack(packed: torch.Tensor, micro_batch_size: int) -> Iterator[Sample]:
+    """The micro-batches in a packed tensor."""
+    for part in torch.split(packed, micro_batch_size, dim=1):
+        batch = dict(zip(NAMES, part, strict=True))
+        yield batch | {"loss_mask": batch["loss_mask"].float()}
 
 
 def loader(
