@@ -45,10 +45,11 @@ def megatron_logits(chunks: list[MegatronModule], tokens: Tensor) -> Tensor:
 
 
 def transformers_logits(hf_folder: Path, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[b, s] token ids → [b, s, vocabulary] in fp32, by transformers computing in `dtype`."""
+    """[b, s] token ids → [b, s, vocabulary] in fp32, by transformers computing in `dtype` where the ids are."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(hf_folder, dtype=dtype, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(hf_folder, dtype=dtype, attn_implementation="sdpa")
+    model.to(tokens.device).eval()
     with torch.no_grad():
         logits: Tensor = model(tokens).logits.float()
     return logits
