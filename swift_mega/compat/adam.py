@@ -24,6 +24,7 @@ class Adam(torch.optim.Optimizer):
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled (AdamW) or added to the gradient (Adam), by `adam_w_mode`.
+        capturable: into a CUDA graph, which this one is not; megatron-core 0.19 says so at every call.
     """
 
     def __init__(
@@ -34,7 +35,10 @@ class Adam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
+        if capturable:
+            raise ValueError("this Adam counts its steps on the host and cannot be part of a CUDA graph")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.adam_w_mode = adam_w_mode
 

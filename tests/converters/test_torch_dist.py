@@ -267,4 +267,5 @@ class TestMegatronCore:
         state["rng"] = ShardedObject("rng_state", {"seed": 1}, (1,), (0,))
         dist_checkpointing.save(state, str(tmp_path))
         assert torch.equal(whole(tmp_path, KEY), tensor)
-        assert open_checkpoint(tmp_path).objects == ["rng_state/shard_0_1"]
+        # Beside it megatron-core 0.19 has an object of its own, where 0.16 writes common.pt.
+        assert "rng_state/shard_0_1" in open_checkpoint(tmp_path).objects

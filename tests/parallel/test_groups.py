@@ -49,5 +49,6 @@ def test_a_process_alone_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_failing_rank_is_reported_with_its_traceback(distributed: Workers) -> None:
-    with pytest.raises(Failed, match=r"rank 0 of 2:(.|\n)*world_size \(2\) is not divisible by 4"):
+    # Of the two that raise, either may be the first to say so.
+    with pytest.raises(Failed, match=r"rank [01](.|\n)*Traceback(.|\n)*world_size \(2\) is not divisible by 4"):
         distributed(cases.ranks, 2, tp=4, pp=1)
