@@ -45,6 +45,8 @@ def judge(model_folder: Path, config: PretrainConfig, prompt: str) -> dict[str, 
     import torch
     import transformers
 
+    # On two busy cores one thread took 16 CPU-s in all and two took 45: they spin while they wait for each other.
+    torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # it remarks on tokenizer settings that mean nothing here
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
