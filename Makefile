@@ -25,8 +25,12 @@ check: $(STAMP)  ## formatting, lint, types, and which package may call which
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-bench: $(STAMP)  ## the benchmarks, each one ratio
-	for script in tests/bench/*.py; do echo "== $$script"; $(RUN) $$script || exit 1; done
+bench: $(STAMP)  ## the benchmarks, each one ratio; on an otherwise idle machine
+	$(RUN) tests/bench/help_cost.py
+	for layout in TP1 TP2+SP PP2; do $(RUN) tests/bench/step.py $$layout || exit 1; done
+	$(RUN) tests/bench/hf_trainer.py
+	$(RUN) -m examples.smollm2 demo/smollm2
+	$(RUN) -m tests.bench.data_build --tokenizer demo/smollm2
 
 lock:  ## resolve pyproject.toml under requirements/pins.txt into requirements/lock-py311.txt
 	python3.11 requirements/lock.py
