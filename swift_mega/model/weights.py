@@ -9,7 +9,7 @@ or writes more than it holds, and there is no second description of the layout.
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import Progress, progress
 from swift_mega.base.errors import UserError
+from swift_mega.parallel.agree import on_main
 
 
 class Piece(NamedTuple):
@@ -94,7 +95,7 @@ def save_hf(chunks: list[MegatronModule], hf_folder: Path, source_hf: Path) -> N
     held = list(pieces(chunks))
     dtypes = {key: dtype_name(dtype) for key, dtype in _gather({piece.key: piece.data.dtype for piece in held}).items()}
     tensors = hf_tensors(family, family.megatron_arguments(config), dtypes)
-    _on_first_rank(lambda: safetensors.create(hf_folder, tensors).close())
+    on_main(lambda: safetensors.create(hf_folder, tensors).close())
     store = safetensors.attach(hf_folder)
     view = MegatronView(family, config, store, padded_vocab_size(chunks))
     _check_complete(chunks, held, view)
@@ -106,7 +107,7 @@ def save_hf(chunks: list[MegatronModule], hf_folder: Path, source_hf: Path) -> N
     store.flush()
     store.close()
     torch.distributed.barrier()
-    _on_first_rank(lambda: _finish(hf_folder, source_hf, tensors))
+    on_main(lambda: _finish(hf_folder, source_hf, tensors))
 
 
 def _finish(hf_folder: Path, source_hf: Path, tensors: dict[str, TensorSpec]) -> None:
@@ -164,16 +165,3 @@ def _gather(mine: dict[str, Any]) -> dict[str, Any]:
     if isinstance(mine, Counter):
         return sum(of_all, Counter())
     return {key: value for of_rank in of_all for key, value in of_rank.items()}
-
-
-def _on_first_rank(work: Callable[[], None]) -> None:
-    """Run `work` on rank 0 while the others wait; what a user can mend is raised on all of them."""
-    failure: list[UserError | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            work()
-        except UserError as error:
-            failure = [error]
-    torch.distributed.broadcast_object_list(failure, src=0)
-    if failure[0] is not None:
-        raise failure[0]

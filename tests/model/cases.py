@@ -162,7 +162,7 @@ def save_half(folder: Path, target: Path) -> None:
 def failure_of_first_rank() -> str:
     """What each rank sees of a UserError on rank 0."""
     from swift_mega.base.errors import UserError
-    from swift_mega.model.weights import _on_first_rank
+    from swift_mega.parallel.agree import on_main
 
     groups.initialize(ParallelConfig(), seed=1)
 
@@ -170,7 +170,7 @@ def failure_of_first_rank() -> str:
         raise UserError("rank 0 could not")
 
     try:
-        _on_first_rank(fail)
+        on_main(fail)
     except UserError as error:
         return str(error)
     return "nothing"
