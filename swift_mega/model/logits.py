@@ -11,9 +11,8 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.utils import unwrap_model
 from torch import Tensor
-
-from swift_mega.model.weights import unwrap
 
 
 def megatron_logits(chunks: list[MegatronModule], tokens: Tensor) -> Tensor:
@@ -36,7 +35,7 @@ def megatron_logits(chunks: list[MegatronModule], tokens: Tensor) -> Tensor:
             forward_only=True,
             collect_non_loss_data=True,
         )
-    vocabulary = unwrap(chunks[0]).real_vocab_size
+    vocabulary = unwrap_model(chunks[0]).real_vocab_size
     logits = torch.cat(outputs)[..., :vocabulary] if outputs else torch.empty(rows, length, vocabulary, device=device)
     logits = logits.contiguous()
     last = parallel_state.get_pipeline_model_parallel_last_rank()

@@ -17,6 +17,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from converters import checkpoint
@@ -48,7 +49,7 @@ class Piece(NamedTuple):
 def pieces(chunks: list[MegatronModule]) -> Iterator[Piece]:
     """What this rank holds of the model, each element of each parameter once."""
     for chunk in chunks:
-        state = unwrap(chunk).sharded_state_dict()
+        state = unwrap_model(chunk).sharded_state_dict()
         apply_factories(state)
         for value in nested_values(state):
             if isinstance(value, ShardedTensor):
@@ -122,15 +123,8 @@ def _bytes_bar(held: list[Piece], desc: str) -> contextlib.AbstractContextManage
 
 def padded_vocab_size(chunks: list[MegatronModule]) -> int:
     """Rows of the embedding with its padding."""
-    size: int = unwrap(chunks[0]).vocab_size
+    size: int = unwrap_model(chunks[0]).vocab_size
     return size
-
-
-def unwrap(chunk: Any) -> Any:
-    """The GPTModel inside Float16Module and DistributedDataParallel."""
-    while hasattr(chunk, "module"):
-        chunk = chunk.module
-    return chunk
 
 
 def _check_complete(chunks: list[MegatronModule], held: list[Piece], view: MegatronView) -> None:
