@@ -52,6 +52,14 @@ def iterations(root: str | Path) -> list[Path]:
     return sorted(folder for folder in Path(root).glob("iter_[0-9]*") if folder.suffix == "" and is_iteration(folder))
 
 
+def outdated(iterations: list[Path], newest: Path, keep_last: int) -> list[Path]:
+    """What to remove so that `newest` and those before it are `keep_last`, 0 for all.
+
+    A run that went back to an earlier checkpoint still has later ones, which must not outlive those it saves.
+    """
+    return [folder for folder in iterations if folder.name <= newest.name][:-keep_last] if keep_last else []
+
+
 def write_tracker(root: str | Path, step: int | None) -> None:
     """Let the tracker point to a finished folder: written aside and renamed, so that it is never half a number."""
     aside = Path(root) / f".{TRACKER}{UNFINISHED}"
@@ -93,9 +101,10 @@ def latest(root: str | Path) -> Path:
         raise UserError(f"{root / TRACKER} says {said!r}.", f"It should say `{RELEASE}` or the number of a step.")
     folder = root / iteration_name(None if said == RELEASE else int(said))
     if not is_iteration(folder):
+        finished = sorted(str(path) for path in root.iterdir() if is_iteration(path))
         raise UserError(
             f"{root / TRACKER} points to {folder.name}, which is no finished checkpoint.",
-            f"Finished there: {', '.join(sorted(p.name for p in root.iterdir() if is_iteration(p))) or 'none'}.",
+            f"Name one that is: {', '.join(finished) or 'there is none'}.",
         )
     return folder
 

@@ -5,6 +5,7 @@ here, what only the ranks find out in one rank here and in two of the session's 
 kind start the real processes.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -64,6 +65,22 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def place(good: tuple[Path, Path], tmp_path: Path) -> Place:
     return Place(tmp_path, *good)
+
+
+@pytest.fixture(scope="session")
+def two_steps(good: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A run that has saved steps 1 and 2; not to be spoiled."""
+    place = Place(tmp_path_factory.mktemp("two-steps"), *good)
+    assert cli.in_process(place.argv("--save-interval-steps", "1")).code == 0
+    return place
+
+
+@pytest.fixture
+def trained(two_steps: Place, tmp_path: Path) -> Place:
+    """The same run with an output of its own, to be spoiled."""
+    place = copy.copy(two_steps)
+    place.folder, place.output = tmp_path, shutil.copytree(two_steps.output, tmp_path / "out")
+    return place
 
 
 @pytest.fixture
@@ -375,15 +392,60 @@ def test_a_checkpoint_of_another_model(place: Place, distributed: Distributed) -
         cli.assert_explained(ended, cause, "Choose the model it was made from")
 
 
-def test_a_damaged_checkpoint(place: Place, distributed: Distributed) -> None:
-    assert cli.in_process(place.argv("--steps", "1")).code == 0
-    argv = place.argv("--steps", "2")
-    data = max((place.output / "checkpoints" / "iter_0000001").glob("*.distcp"))
-    os.truncate(data, 1000)
-    for ended in (cli.in_process(argv), cli.on_ranks(distributed, argv)):
-        cli.assert_explained(ended, f"{data.name} is damaged or not trustworthy: it is 1,000 bytes long", "again")
-    data.unlink()
-    cli.assert_explained(cli.in_process(argv), f"{data.name} is damaged or not trustworthy: it is not there", "again")
+def truncated(file: Path) -> None:
+    os.truncate(file, 1000)
+
+
+def zeros(file: Path) -> None:
+    """As a power cut may leave it: as long as it was."""
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "data cut off": ("*.distcp", truncated, ".distcp is damaged or not trustworthy: it is 1,000 bytes long"),
+    "data gone": ("*.distcp", Path.unlink, ".distcp is damaged or not trustworthy: it is not there"),
+    "data zeroed": ("*.distcp", zeros, "iter_0000002 is damaged: not all of its tensors can be read"),
+    "metadata cut off": (".metadata", truncated, ".metadata is damaged"),
+    "common cut off": ("common.pt", truncated, "common.pt is damaged"),
+    "common zeroed": ("common.pt", zeros, "common.pt is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint(trained: Place, distributed: Distributed, name: str) -> None:
+    pattern, damage, cause = DAMAGE[name]
+    newest, before = (trained.output / "checkpoints" / f"iter_{step:07d}" for step in (2, 1))
+    damage(max(newest.glob(pattern)))
+    argv = trained.argv("--steps", "3")
+    cli.assert_explained(cli.in_process(argv), cause, f"--resume {before}")
+    if name == "data zeroed":  # found by the ranks together, all else by rank 0 alone
+        cli.assert_explained(cli.on_ranks(distributed, argv), cause, f"--resume {before}")
+
+
+def test_the_way_back_from_a_damaged_checkpoint(trained: Place) -> None:
+    root = trained.output / "checkpoints"
+    truncated(root / "iter_0000002" / ".metadata")
+    argv = trained.argv("--steps", "4", "--keep-last", "1", "--save-interval-steps", "1")
+    assert cli.in_process([*argv, "--stop-after-steps", "1", "--resume", str(root / "iter_0000001")]).code == 0
+    assert (root / "latest_checkpointed_iteration.txt").read_text() == "2"
+    assert cli.in_process(argv).code == 0
+    assert [folder.name for folder in root.glob("iter_*")] == ["iter_0000004"]
+
+
+@pytest.mark.parametrize("name", ["data zeroed", "metadata cut off", "common cut off"])
+def test_weights_of_a_damaged_checkpoint(trained: Place, name: str) -> None:
+    """Neither a start from them nor their conversion ends in a traceback."""
+    pattern, damage, cause = DAMAGE[name]
+    root = trained.output / "checkpoints"
+    damage(max((root / "iter_0000002").glob(pattern)))
+    argv = trained.argv("--model.path", str(root), "--output", str(trained.folder / "other"))
+    cli.assert_explained(cli.in_process(argv), cause, "again")
+    ended = cli.in_process(["convert", str(root), str(trained.folder / "hf")])
+    if pattern == "common.pt":
+        assert ended.code == 0  # the weights are whole
+    else:
+        cli.assert_explained(ended, str(root / "iter_0000002"), "again")
+        assert not (trained.folder / "hf").exists()
 
 
 def test_converted_weights_are_nothing_to_resume(place: Place, tmp_path: Path) -> None:

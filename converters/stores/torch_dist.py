@@ -4,7 +4,7 @@ A checkpoint folder is
     .metadata             pickle of torch.distributed.checkpoint.metadata.Metadata: for each key its global
                           shape, dtype and chunks, and in which file, at which byte, each chunk lies
     __{rank}_{n}.distcp   the chunks one after another, each a whole `torch.save` of one tensor
-    common.pt             what is not sharded (never opened here)
+    common.pt             what is not sharded (never unpickled here; only its checksums are looked at)
     metadata.json         names the format; written last, so a folder that has it is complete
 and a key is either a tensor or an object (bytes); TransformerEngine's `_extra_state` are objects.
 
@@ -19,7 +19,10 @@ import math
 import os
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +49,20 @@ BLOB_OVERHEAD_BYTES = 4096
 """More than `torch.save` adds to a tensor's bytes (about 1.6 kB measured with torch 2.13)."""
 
 Box = tuple[int, ...]
+
+BROKEN = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, ValueError),
+    *(TypeError, AttributeError, RuntimeError, OverflowError, MemoryError),
+)
+"""What readers of pickles and zips raise on bytes that were cut off or overwritten (all but one of these were seen
+by changing bytes at random)."""
+
+
+class Damaged(UserError):
+    """A checkpoint whose files are not all there or not what was written."""
+
+    def __init__(self, what: str, fix: str = "Copy the checkpoint again from its origin.") -> None:
+        super().__init__(what, fix)
 
 
 def to_torch(array: np.ndarray, dtype: str) -> torch.Tensor:
@@ -198,35 +215,47 @@ def open_checkpoint(folder: Path) -> TorchDistCheckpoint:
         UserError: not `torch_dist`, damaged, or its `.metadata` names a class that has no business there.
     """
     _check_format(folder)
-    content = _read_metadata(folder / METADATA)
     tensors: dict[str, TensorSpec] = {}
     chunks: dict[str, list[Chunk]] = {}
     objects: list[str] = []
-    for key, entry in content.state_dict_metadata.items():
-        if isinstance(entry, metadata.TensorStorageMetadata):
-            tensors[key] = TensorSpec(tuple(entry.size), dtype_name(entry.properties.dtype))
-            chunks[key] = _chunks(folder, key, content, entry.chunks, tensors[key])
-        else:
-            objects.append(key)
+    with _opened(folder / METADATA):
+        content = _read_metadata(folder / METADATA)
+        for key, entry in content.state_dict_metadata.items():
+            if isinstance(entry, metadata.TensorStorageMetadata):
+                tensors[key] = TensorSpec(tuple(entry.size), dtype_name(entry.properties.dtype))
+                chunks[key] = _chunks(folder, key, content, entry.chunks, tensors[key])
+            else:
+                objects.append(key)
     return TorchDistCheckpoint(folder, tensors, chunks, objects)
 
 
 def check_files(folder: Path) -> None:
-    """Whether every file of a checkpoint is there and as long as its `.metadata` says; nothing of them is read.
+    """Whether every file of a checkpoint is there and as long as its `.metadata` says; no tensor is read.
 
     Raises:
-        UserError: a file is missing or cut off, or this is no `torch_dist` checkpoint.
+        Damaged: a file is missing, cut off or overwritten, as far as that shows without reading the tensors.
+        UserError: this is no `torch_dist` checkpoint.
     """
     _check_format(folder)
-    ends: dict[str, int] = {COMMON: 1}
-    for place in _read_metadata(folder / METADATA).storage_data.values():
-        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
-    for name, end in ends.items():
-        file = folder / name
-        if not file.is_file():
-            raise _damaged(file, "it is not there")
-        if file.stat().st_size < end:
-            raise _damaged(file, f"it is {file.stat().st_size:,} bytes long, its content ends at {end:,}")
+    _check_common(folder / COMMON)
+    ends: dict[str, int] = {}
+    with _opened(folder / METADATA):
+        for place in _read_metadata(folder / METADATA).storage_data.values():
+            name = str(place.relative_path)
+            ends[name] = max(ends.get(name, 0), place.offset + place.length)
+        for name, end in ends.items():
+            file = folder / name
+            if not file.is_file():
+                raise _damaged(file, "it is not there")
+            if file.stat().st_size < end:
+                raise _damaged(file, f"it is {file.stat().st_size:,} bytes long, its content ends at {end:,}")
+
+
+def _check_common(file: Path) -> None:
+    """It is a zip of a few kB, as `torch.save` writes it, with checksums that torch itself does not look at."""
+    with _opened(file), zipfile.ZipFile(file) as archive:
+        if name := archive.testzip():
+            raise _damaged(file, f"{name} in it does not have its checksum")
 
 
 def _chunks(
@@ -289,20 +318,17 @@ def _overlap(boxes: list[tuple[Box, Box]]) -> bool:
 
 
 def _load_tensor(chunk: Chunk) -> torch.Tensor:
-    try:
-        with chunk.file.open("rb") as stream:
-            stream.seek(chunk.begin)
-            blob = stream.read(chunk.length)
-    except OSError as error:
-        raise UserError(f"cannot read {chunk.file}: {error.strerror}.", "Is the checkpoint complete?") from None
+    with _opened(chunk.file), chunk.file.open("rb") as stream:
+        stream.seek(chunk.begin)
+        blob = stream.read(chunk.length)
     if len(blob) < chunk.length:
         raise _damaged(
             chunk.file, f"the chunk at byte {chunk.begin:,} lacks its last {chunk.length - len(blob):,} bytes"
         )
     try:
         tensor = torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise _damaged(chunk.file, f"the chunk at byte {chunk.begin:,} is no tensor ({error})") from None
+    except BROKEN:  # torch's words are advice on how to read it unsafely
+        raise _damaged(chunk.file, f"the chunk at byte {chunk.begin:,} is no tensor") from None
     if not isinstance(tensor, torch.Tensor):
         raise _damaged(chunk.file, f"the chunk at byte {chunk.begin:,} is a {type(tensor).__name__}, not a tensor")
     return tensor
@@ -347,20 +373,26 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def _read_metadata(file: Path) -> metadata.Metadata:
-    try:
-        content = _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}.", "Is the checkpoint complete?") from None
-    # A pickle that is cut off or overwritten fails in any of these ways.
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise _damaged(file, str(error)) from None
+    """What the file says; call it and look at the result inside `_opened`, as anything may stand in it."""
+    content = _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
     if not isinstance(content, metadata.Metadata) or content.storage_data is None:
         raise _damaged(file, "it holds no checkpoint metadata")
     return content
 
 
-def _damaged(file: Path, what: str) -> UserError:
-    return UserError(f"{file} is damaged or not trustworthy: {what}.", "Copy the checkpoint again from its origin.")
+@contextmanager
+def _opened(file: Path) -> Iterator[None]:
+    """Turn what goes wrong while `file` is read into a `Damaged` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise Damaged(f"cannot read {file}: {error.strerror}.") from None
+    except BROKEN as error:
+        raise _damaged(file, str(error) or type(error).__name__) from None
+
+
+def _damaged(file: Path, what: str) -> Damaged:
+    return Damaged(f"{file} is damaged or not trustworthy: {what}.")
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""How megatron-core's `dist_checkpointing.save` writes, and how it fails.
+"""How megatron-core's `dist_checkpointing.save` writes, and how it and `load` fail.
 
 It hands the results of its writers over through a queue of a process of their own, which serves
 asynchronous saves. Ours are synchronous: the queue is filled and emptied by this process, so a plain
@@ -10,6 +10,7 @@ import errno
 import importlib
 import queue
 from collections.abc import Iterator
+from pickle import UnpicklingError
 
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -24,6 +25,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SHORT_WRITE = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "inline_container")
 """What is left of "no space" when torch's zip writer (C++) has wrapped it, or a process boundary dropped its type."""
 
+UNREADABLE = "PytorchStreamReader failed"
+
 
 def told_to_all(error: BaseException) -> bool:
     """Whether every rank has this error, so that they can still talk to each other."""
@@ -36,6 +39,11 @@ def is_disk_full(error: BaseException) -> bool:
         getattr(cause, "errno", None) in NO_SPACE or any(sign in str(cause) for sign in SHORT_WRITE)
         for cause in _causes(error)
     )
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether a load failed because a file holds other bytes than were saved."""
+    return any(isinstance(cause, UnpicklingError) or UNREADABLE in str(cause) for cause in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

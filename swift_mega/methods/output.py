@@ -103,13 +103,15 @@ def resume_folder(config: PretrainConfig) -> Path | None:
     resume, root = config.checkpoint.resume, checkpoints(config)
     if resume == "never":
         return None
+    if resume != "auto" and Path(resume).resolve().is_relative_to(root.resolve()):
+        return layout.latest(Path(resume))  # also where the newest of them is lost
     own = _newest(root)
     if resume == "auto":
         return own
-    if own is not None and not Path(resume).resolve().is_relative_to(root.resolve()):
-        say(f"{config.output} has checkpoints of its own: it continues from {own.name}, not from {resume}.")
-        return own
-    return layout.latest(Path(resume))
+    if own is None:
+        return layout.latest(Path(resume))
+    say(f"{config.output} has checkpoints of its own: it continues from {own.name}, not from {resume}.")
+    return own
 
 
 def _newest(root: Path) -> Path | None:

@@ -252,11 +252,10 @@ def _export(config: PretrainConfig, checkpointer: Checkpointer, step: int) -> Pa
     root = Path(config.output) / "hf"
     folder = root / layout.iteration_name(step)
     save_hf(checkpointer.chunks, folder, checkpointer.hf_folder)
-    if config.checkpoint.keep_last:
-        on_main(partial(_keep_last, root, config.checkpoint.keep_last))
+    on_main(partial(_keep_last, folder, config.checkpoint.keep_last))
     return folder
 
 
-def _keep_last(root: Path, count: int) -> None:
-    for old in sorted(root.glob("iter_*"))[:-count]:
+def _keep_last(newest: Path, count: int) -> None:
+    for old in layout.outdated(sorted(newest.parent.glob("iter_*")), newest, count):
         shutil.rmtree(old)

@@ -25,6 +25,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint.api import CheckpointException
 
 from converters import checkpoint as layout
 from converters.stores import torch_dist
@@ -69,9 +70,24 @@ def model_state(chunks: list[Any]) -> dict[str, Any]:
 def load_model(chunks: list[Any], folder: Path) -> None:
     """Fill the chunks with the weights of a Megatron checkpoint of any layout; its optimizer is left alone."""
     on_main(lambda: torch_dist.check_files(folder))
-    loaded = dist_checkpointing.load(model_state(chunks), str(folder))
+    loaded = read(model_state(chunks), folder)
     for name, module in named_chunks(chunks).items():
         module.load_state_dict(loaded[name])
+
+
+def read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """megatron-core's load, after `check_files`; a tensor that is there but unreadable ends it on every rank.
+
+    Raises:
+        Damaged: files have their lengths but not their content, as after a power cut.
+    """
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
+    except CheckpointException as error:
+        if not saving.is_damage(error):
+            raise
+        raise torch_dist.Damaged(f"{folder} is damaged: not all of its tensors can be read.") from None
+    return loaded
 
 
 class Checkpointer:
@@ -139,13 +155,19 @@ class Checkpointer:
         Raises:
             UserError: it is damaged, holds no optimizer state, or is of another model.
         """
+        try:
+            return self._load(folder)
+        except torch_dist.Damaged as error:
+            raise UserError(error.what, f"{error.fix} {way_back(folder)}") from None
+
+    def _load(self, folder: Path) -> Progress:
         on_main(lambda: torch_dist.check_files(folder))
         self._check(common := dist_checkpointing.load_common_state_dict(str(folder)), folder)
         state = self._state(Progress(), is_loading=True)
         same_layout = common["rng_shape"] == rng_shape()
         if not same_layout:
             del state["rng_state"]
-        loaded = dist_checkpointing.load(state, str(folder))
+        loaded = read(state, folder)
         for name, module in named_chunks(self.chunks).items():
             module.load_state_dict(loaded[name])
         self._load_optimizer(loaded["optimizer"])
@@ -208,7 +230,7 @@ class Checkpointer:
                 layout.remove(target)
             unfinished.rename(target)
             layout.write_tracker(self.root, progress.step)
-            for old in layout.iterations(self.root)[: -self.keep_last] if self.keep_last else []:
+            for old in layout.outdated(layout.iterations(self.root), target, self.keep_last):
                 layout.remove(old)
 
     def _check(self, common: dict[str, Any], folder: Path) -> None:
@@ -228,6 +250,12 @@ class Checkpointer:
                 f"{folder} is a checkpoint of another model ({'; '.join(differences[:4])}).",
                 "Choose the model it was made from, or another output folder.",
             )
+
+
+def way_back(folder: Path) -> str:
+    """What to do when the checkpoint `folder` is lost."""
+    before = [other for other in layout.iterations(folder.parent) if other.name < folder.name]
+    return f"Or go back to the one before it: --resume {before[-1]}" if before else "No earlier one is there."
 
 
 def rng_shape() -> tuple[int, int, int]:

@@ -1,8 +1,10 @@
 """The torch_dist store: plain megatron-core loads ours, we read megatron-core's, and nothing is trusted."""
 
+import contextlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,14 @@ import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from converters.stores import torch_dist
-from converters.stores.torch_dist import TorchDistWriter, extra_state_keys, open_checkpoint, to_carrier, to_torch
+from converters.stores.torch_dist import (
+    TorchDistWriter,
+    check_files,
+    extra_state_keys,
+    open_checkpoint,
+    to_carrier,
+    to_torch,
+)
 from converters.tensors import TensorSpec
 from swift_mega.base.errors import UserError
 
@@ -156,6 +165,41 @@ class TestDamage:
         write(tmp_path)
         os.truncate(tmp_path / ".metadata", keep)
         assert ".metadata is damaged" in refusal(tmp_path)
+
+    def test_metadata_overwritten_at_random_is_never_a_traceback(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        good = (tmp_path / ".metadata").read_bytes()
+        for seed in range(300):
+            random = np.random.default_rng(seed)
+            content = bytearray(good)
+            content[random.integers(len(content))] = random.integers(256)
+            (tmp_path / ".metadata").write_bytes(content)
+            for work in (open_checkpoint, check_files):
+                with contextlib.suppress(UserError):
+                    work(tmp_path)
+
+    @pytest.mark.parametrize("file", [".metadata", "common.pt", "__0_0.distcp", "metadata.json"])
+    @pytest.mark.parametrize("damage", ["truncated", "zeros", "missing"])
+    def test_a_damaged_file_is_named_before_it_is_loaded(self, file: str, damage: str, tmp_path: Path) -> None:
+        write(tmp_path)
+        check_files(tmp_path)
+        size = (tmp_path / file).stat().st_size
+        (tmp_path / file).unlink()
+        if damage != "missing":
+            (tmp_path / file).write_bytes(bytes(size if damage == "zeros" else size // 2))
+        if (file, damage) == ("__0_0.distcp", "zeros"):
+            check_files(tmp_path)  # tensors are not read twice
+            assert refusal(tmp_path, KEY).startswith(f"{tmp_path / file} is damaged")
+            return
+        with pytest.raises(torch_dist.Damaged, match=re.escape(str(tmp_path / file))):
+            check_files(tmp_path)
+
+    def test_a_changed_byte_in_what_is_not_sharded(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        content = (tmp_path / "common.pt").read_bytes()
+        (tmp_path / "common.pt").write_bytes(content.replace(b"iteration", b"iterstion"))
+        with pytest.raises(torch_dist.Damaged, match="does not have its checksum"):
+            check_files(tmp_path)
 
     def test_a_hole(self, tmp_path: Path) -> None:
         write(tmp_path)

@@ -88,5 +88,19 @@ def test_a_path_is_where_the_run_begins_and_its_own_checkpoints_win_later(tmp_pa
 def test_a_path_among_its_own_checkpoints_goes_back(tmp_path: Path) -> None:
     run = config(tmp_path)
     earlier = saved(checkpoints(run), 2)
-    saved(checkpoints(run), 4)
+    newest = saved(checkpoints(run), 4)
     assert resume_folder(config(tmp_path, resume=str(earlier))) == earlier
+    (newest / ".metadata").unlink()
+    with pytest.raises(UserError, match=f"no finished checkpoint.\n.*{earlier}"):
+        resume_folder(run)
+    assert resume_folder(config(tmp_path, resume=str(earlier))) == earlier
+
+
+@pytest.mark.parametrize(
+    ("newest", "keep_last", "removed"), [(4, 0, []), (4, 1, [1, 2, 3]), (4, 2, [1, 2]), (2, 1, [1]), (2, 3, [])]
+)
+def test_a_run_that_went_back_keeps_what_it_saves(
+    tmp_path: Path, newest: int, keep_last: int, removed: list[int]
+) -> None:
+    steps = {step: tmp_path / layout.iteration_name(step) for step in range(1, 5)}
+    assert layout.outdated(list(steps.values()), steps[newest], keep_last) == [steps[step] for step in removed]
