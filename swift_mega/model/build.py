@@ -185,8 +185,9 @@ def _numerics(arguments: MegatronArguments, dtype: torch.dtype) -> dict[str, Any
         "bias_dropout_fusion": on_gpu,
         "cross_entropy_loss_fusion": on_gpu,
         "cross_entropy_fusion_impl": "native",
-        # Both need kernels of apex or TransformerEngine.
+        # The loop turns it on with the gradient buffers that it needs.
         "gradient_accumulation_fusion": False,
+        # Both need kernels of apex or TransformerEngine.
         "masked_softmax_fusion": False,
         "apply_rope_fusion": False,
         "cuda_graph_scope": [],

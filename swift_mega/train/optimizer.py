@@ -10,6 +10,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.tensor_parallel import layers
 from megatron.core.transformer import MegatronModule, TransformerConfig
 
 from swift_mega.base.errors import UserError
@@ -38,11 +39,22 @@ def wrap_data_parallel(chunks: list[MegatronModule], parallel: ParallelConfig) -
         for index, chunk in enumerate(chunks)
     ]
     count_padding(wrapped)
+    accumulate_in_place(wrapped)
     if parallel.overlap_grad_reduce:
         # Only the last micro-batch may send; one function for one chunk, a list for several.
         no_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     return wrapped
+
+
+def accumulate_in_place(chunks: list[DistributedDataParallel]) -> None:
+    """Let linear layers add to the gradient buffers themselves, where there is a kernel for it.
+
+    Not by the model's config: a model that is not wrapped has no buffers, and its backward pass would fail.
+    """
+    for module in (module for chunk in chunks for module in chunk.modules()):
+        if isinstance(module, layers.ColumnParallelLinear | layers.RowParallelLinear):
+            module.gradient_accumulation_fusion = layers._grad_accum_fusion_available
 
 
 def build_optimizer(

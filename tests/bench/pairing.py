@@ -18,6 +18,7 @@ from swift_mega.methods.config import PretrainConfig
 from swift_mega.model.build import build_model
 from swift_mega.model.weights import load_hf
 from swift_mega.train.loop import Callback, Trainer
+from swift_mega.train.optimizer import accumulate_in_place
 from swift_mega.train.step import Batch, StepResult, mean_loss
 
 
@@ -34,6 +35,7 @@ class BareLoop:
         chunks[0].config.calculate_per_token_loss = True
         ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
         self.chunks = [DistributedDataParallel(chunks[0].config, ddp_config, chunk) for chunk in chunks]
+        accumulate_in_place(self.chunks)
         adam = config.optimizer
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(

@@ -14,6 +14,7 @@ from swift_mega.compat.redirection import CompatError, Redirection, replace
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the redirections of a machine without CUDA")
 
 DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
+LINEAR = "megatron.core.tensor_parallel.layers"
 
 INSTALLED = {redirection.name: redirection for redirection in install_redirections()}
 CHANGED = {
@@ -29,6 +30,9 @@ CHANGED = {
     "compiled fusions": "megatron.core.fusions.fused_bias_swiglu.swiglu",
     "token splits of the all-to-all dispatcher": f"{DISPATCHER}.maybe_move_tensor_to_cpu",
     "Adam": "megatron.core.optimizer._get_megatron_optimizer_based_on_param_groups",
+    "collectives of one rank": "megatron.core.distributed.param_and_grad_buffer.shard_buffer",
+    "accumulation of weight gradients": f"{LINEAR}.LinearWithGradAccumulationAndAsyncCommunication",
+    "scaling of clipped gradients": "megatron.core.optimizer.clip_grads.clip_grad_by_total_norm_fp32",
     "results of checkpoint writers": "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
     "product of the mixture-of-experts router": "megatron.core.transformer.moe.moe_utils.router_gating_linear",
 }
