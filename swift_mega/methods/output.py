@@ -1,16 +1,20 @@
 """The output folder belongs to one run: who may start in it, and where a start continues.
 
 OUTPUT/run.yaml          the resolved configuration of the latest start
+OUTPUT/.lock             held by the start that is at work
 OUTPUT/checkpoints/      what `swift-mega convert` and the next start read
 OUTPUT/metrics.jsonl, loss.png, tensorboard/
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from converters import checkpoint as layout
 from swift_mega.base import config as configs
+from swift_mega.base import lock
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
@@ -18,7 +22,7 @@ from swift_mega.methods.config import PretrainConfig
 
 RECORD = "run.yaml"
 PARTIAL_RECORD = f".{RECORD}{layout.UNFINISHED}"
-LEFT_BY_A_FAILED_START = (PARTIAL_RECORD, "cache")
+LEFT_BY_A_FAILED_START = (PARTIAL_RECORD, "cache", lock.FILE)
 
 IDENTITY = (
     "model.path",
@@ -51,14 +55,19 @@ def check_output(config: PretrainConfig) -> None:
         raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with `output`.")
 
 
-def open_output(config: PretrainConfig) -> None:
-    """Make the output folder, and see that it is this run's and can be written."""
+@contextmanager
+def opened_output(config: PretrainConfig) -> Iterator[None]:
+    """Inside, the output folder is there, can be written, is this run's, and no other start is at work in it."""
     check_output(config)
     folder = Path(config.output)
-    with write_errors_are_the_users(folder, option="`output`"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+    with ExitStack() as held:
+        with write_errors_are_the_users(folder, option="`output`"):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock.alone_in(folder, "output"))
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        check_output(config)  # again: the start that held it until now may have made it another run's
+        yield
 
 
 def claim_output(config: PretrainConfig) -> None:

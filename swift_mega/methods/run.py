@@ -7,6 +7,7 @@ Read it top-down; each helper is one arrow.
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from swift_mega.data.loader import Loader, loader
 from swift_mega.data.stream import Stream, Streams, build_streams
 from swift_mega.data.tokenizer import TokenizerInfo
 from swift_mega.methods.config import PretrainConfig
-from swift_mega.methods.output import checkpoints, claim_output, open_output, resume_folder
+from swift_mega.methods.output import checkpoints, claim_output, opened_output, resume_folder
 from swift_mega.model.build import build_model, precision_of
 from swift_mega.model.weights import load_hf, save_hf
 from swift_mega.parallel.agree import on_main
@@ -66,7 +67,10 @@ def run(config: PretrainConfig, method: Method, callbacks: Sequence[Callback] = 
     joined_before = dist.is_initialized()
     initialize(config.parallel, config.train.seed)
     try:
-        return _run(config, method, callbacks)
+        source = on_main(lambda: _source(config, dist.get_world_size()))
+        with ExitStack() as output:
+            on_main(lambda: output.enter_context(opened_output(config)))
+            return _run(config, source, method, callbacks)
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
@@ -78,8 +82,8 @@ def run(config: PretrainConfig, method: Method, callbacks: Sequence[Callback] = 
         shutdown(keep_world=joined_before)
 
 
-def _run(config: PretrainConfig, method: Method, callbacks: Sequence[Callback]) -> Outcome:
-    source, resume = on_main(lambda: _prepare(config, dist.get_world_size()))
+def _run(config: PretrainConfig, source: Path, method: Method, callbacks: Sequence[Callback]) -> Outcome:
+    resume = on_main(lambda: resume_folder(config))
     hf_folder = layout.hf_folder(source)
     hf_config = layout.read_config(source)
     arguments = family_of(hf_config).megatron_arguments(hf_config)
@@ -121,8 +125,8 @@ def _run(config: PretrainConfig, method: Method, callbacks: Sequence[Callback]) 
     return Outcome(progress.step, trainer.stop_reason, layout.latest(checkpoints(config)))
 
 
-def _prepare(config: PretrainConfig, world_size: int) -> tuple[Path, Path | None]:
-    """On rank 0: where the model is and what to resume; everything that can be refused before it costs time is."""
+def _source(config: PretrainConfig, world_size: int) -> Path:
+    """On rank 0: where the model is; everything that can be refused before it costs time is."""
     check_schedule(config.optimizer, config.train.steps)
     source = resolve_model(config.model.path, revision=config.model.revision)
     hf_config = layout.read_config(source)
@@ -131,9 +135,7 @@ def _prepare(config: PretrainConfig, world_size: int) -> tuple[Path, Path | None
     check_layout(config.parallel, arguments, world_size)
     check_sequence_length(config.parallel, arguments, config.data.sequence_length)
     num_microbatches(config, world_size)
-    resume = resume_folder(config)
-    open_output(config)
-    return source, resume
+    return source
 
 
 def _load_weights(chunks: list[MegatronModule], source: Path) -> None:

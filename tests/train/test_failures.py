@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -101,6 +102,32 @@ def test_ctrl_c_reaches_every_process_and_still_saves(base: dict[str, Any], tmp_
     assert ended.code == 0 and "Traceback" not in ended.err, ended
     assert "received SIGINT. The same command continues." in ended.out
     assert 2 <= saved_step(output) < STEPS
+
+
+def test_a_second_start_in_the_same_folder_is_refused_until_the_first_is_gone(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both under a launcher; the first is killed with `kill -9` and leaves its data workers to find out themselves."""
+    monkeypatch.setattr("swift_mega.base.lock.WAIT_S", 0)
+    output = tmp_path / "out"
+    argv = command(base, output)
+    first = started([*argv, "--nproc", "2"], lambda: steps(output) >= 1)
+    os.kill(rank := rank_pid(first.pid, 0), signal.SIGSTOP)  # so that it writes nothing meanwhile
+    before = tree(output)
+    refused = cli.in_process(argv)
+    assert tree(output) == before
+    os.kill(rank, signal.SIGCONT)
+    cli.assert_explained(refused, f"out is in use by process {rank} on {socket.gethostname()}", "stop it, or choose")
+
+    os.kill(rank, signal.SIGKILL)
+    monkeypatch.undo()  # it may wait for the kill to be over
+    assert cli.in_process([*argv, "--stop-after-steps", "1"]).code == 0
+    cli.finish(first)
+
+
+def tree(folder: Path) -> list[tuple[str, int]]:
+    """Everything below a folder, with the time of its last change."""
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
 
 
 def test_torchrun_names_a_dead_rank(base: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""One process at a time in a folder, by a lock that the system takes back when its holder dies, however it dies.
+
+It is a POSIX record lock (`fcntl`), not `flock`: forked data workers do not inherit it, so that none of them can
+keep a run that was killed from being resumed, and NFS passes it on to the other machines. Between machines it is as
+good as their file system: a client of NFS that lost power keeps its locks until the server's lease runs out (90 s by
+default), and a mount with `nolock` sees only its own machine. The file stays: whoever removes it while another
+waits for it would let two in.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from swift_mega.base.console import say
+from swift_mega.base.errors import UserError
+
+FILE = ".lock"
+
+WAIT_S = 5.0
+"""A process that was just killed holds its locks until its memory is given back, which takes a while if it is much."""
+
+POLL_S = 0.1
+
+HELD = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks say: NFS without lockd, Lustre mounted without `flock`."""
+
+
+@contextmanager
+def alone_in(folder: Path, option: str) -> Iterator[None]:
+    """Inside, no other process of any machine is inside for the same folder, which must exist.
+
+    Not for two threads of one process; that is no conflict to the system.
+
+    Args:
+        folder: on a file system without locks this is said, and nothing is guarded.
+        option: what names another folder, such as `output`.
+
+    Raises:
+        UserError: another process is inside, and was not killed a moment ago.
+    """
+    with (folder / FILE).open("a+", encoding="utf-8") as file:
+        try:
+            _wait_for(file, folder, option)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            say(f"{folder} cannot be locked ({error.strerror}): see to it that nothing else is started in it.")
+        else:
+            file.truncate(0)
+            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+        yield
+
+
+def _wait_for(file: IO[str], folder: Path, option: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in HELD:
+                raise
+        if time.monotonic() > deadline:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by {file.read().strip() or 'another process'}.",
+                f"Wait until that has ended, stop it, or choose another folder with `{option}`.",
+            )
+        time.sleep(POLL_S)
