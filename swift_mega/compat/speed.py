@@ -75,10 +75,9 @@ def _weight_gradient_fits() -> bool:
     weight.main_grad = torch.ones(2, 2)  # type: ignore[attr-defined]
     backward = layers.LinearWithGradAccumulationAndAsyncCommunication
     backward.apply(x, weight, None, True, False, False, None, None, None).sum().backward()
-    added: Tensor = weight.main_grad  # type: ignore[attr-defined, assignment]
-    return (
-        weight.grad is None and torch.equal(added, torch.full((2, 2), 4.0)) and torch.equal(x.grad, torch.ones_like(x))
-    )
+    added: Tensor = weight.main_grad  # type: ignore[attr-defined]
+    handed_on = x.grad is not None and torch.equal(x.grad, torch.ones_like(x))
+    return weight.grad is None and handed_on and torch.equal(added, torch.full((2, 2), 4.0))
 
 
 def _scale_in_place(chunk_size: int, noop_flag: Tensor, tensor_lists: list[list[Tensor]], scale: float) -> None:
