@@ -35,6 +35,21 @@ class Run(NamedTuple):
     rows: int
 
 
+class Piece(NamedTuple):
+    """A box of a Megatron tensor that is a box of one Hugging Face tensor, or zeros: what can be copied as bytes."""
+
+    offset: Box
+    """In the Megatron tensor."""
+    shape: Box
+    """Like `offset`, with the leading stack axes, each of size 1. The last `len(first)` are the source's axes."""
+    source: str | None
+    """Name of the Hugging Face tensor. None: zeros."""
+    first: Box
+    """Where the box begins in the source."""
+    transposed: bool = False
+    """The last two axes are the other way round in the source, in `first` too."""
+
+
 class MegatronView:
     """The Megatron tensors of one Hugging Face model, read from or written to its safetensors folder.
 
@@ -92,6 +107,17 @@ class MegatronView:
                 if run.source is not None:
                     rows = array[layer][run.row : run.row + run.rows]
                     self.store.array(names[run.source])[run.first : run.first + run.rows][:, *columns] = rows
+
+    def pieces(self, key: str) -> Iterator[Piece]:
+        """All of `key`, as the boxes it is put together from, in its own order; each element is in one of them."""
+        rule, whole = self._rules[key], self.tensors[key].shape
+        depth = len(rule.stack)
+        origin, begin = (0,) * len(whole), (0,) * (len(whole) - depth - 1)
+        for layer, names in self._layers(key, origin, whole):
+            for run, _ in self._runs(key, origin, whole):
+                shape = (*(1,) * depth, run.rows, *whole[depth + 1 :])
+                source = None if run.source is None else names[run.source]
+                yield Piece((*layer, run.row, *begin), shape, source, (run.first, *begin))
 
     def chunks(self, key: str) -> Iterator[tuple[Box, Box]]:
         """(offset, shape) of the boxes in which megatron-core stores `key` on one rank: a layer, or a part of it."""

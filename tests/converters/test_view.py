@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from converters import checkpoint
 from converters.family import Family, family_of, padded_vocab_size
 from converters.rules import CONCATENATE, Rule
-from converters.stores.safetensors import SINGLE, create, finish, open_folder
+from converters.stores.safetensors import SINGLE, SafetensorsFolder, create, finish, open_folder
 from converters.stores.torch_dist import to_torch
-from converters.view import MegatronView, hf_tensors
+from converters.tensors import CARRIER
+from converters.view import MegatronView, Piece, hf_tensors
 from swift_mega.base.errors import UserError
 
 from .conftest import VARIANTS
@@ -101,6 +102,30 @@ def test_any_box(variant: str, hf_model: Callable[[str], Path]) -> None:
             shape = tuple(rng.randint(1, size - begin) for begin, size in zip(first, spec.shape, strict=True))
             expected = full[tuple(slice(o, o + s) for o, s in zip(first, shape, strict=True))]
             assert np.array_equal(view.read(key, first, shape), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pieces_put_together_are_the_tensor(variant: str, hf_model: Callable[[str], Path]) -> None:
+    view = view_of(hf_model(variant))
+    for key, spec in view.tensors.items():
+        built, count = np.empty(spec.shape, CARRIER[spec.dtype]), np.zeros(spec.shape, int)
+        for piece in view.pieces(key):
+            place = boxed(piece.offset, piece.shape)
+            count[place] += 1
+            built[place] = 0 if piece.source is None else source_of(piece, view.store)
+        assert (count == 1).all(), key
+        assert built.tobytes() == view.read(key, (0,) * len(spec.shape), spec.shape).tobytes(), key
+
+
+def source_of(piece: Piece, store: SafetensorsFolder) -> np.ndarray:
+    """The bits of a piece, from the definition of its fields."""
+    assert piece.source is not None
+    shape = piece.shape[len(piece.shape) - len(piece.first) :]
+    return store.array(piece.source)[boxed(piece.first, shape)]
+
+
+def boxed(offset: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2, 3])
