@@ -157,4 +157,5 @@ def state_dtype(folder: str | Path, tensors: Mapping[str, TensorSpec]) -> None:
     stored = count.most_common(1)[0][0]
     wrong = [name for name in ("dtype", "torch_dtype") if config.get(name) not in (None, stored)]
     if wrong:
-        write_json(file, config | dict.fromkeys(wrong, stored), sort_keys=False)
+        with write_errors_are_the_users(folder):
+            write_json(file, config | dict.fromkeys(wrong, stored), sort_keys=False)

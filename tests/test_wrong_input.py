@@ -476,6 +476,22 @@ def test_a_full_disk_during_a_save(
     assert list((place.output / "checkpoints").iterdir()) == []
 
 
+def test_a_full_disk_during_an_export(place: Place, small_disk: Callable[[int], Path]) -> None:
+    """The checkpoint before it stays, and the export is made up for when there is room."""
+    argv = place.argv("--data.cache-dir", str(place.folder / "cache"), "--steps", "1")
+    assert cli.in_process(argv).code == 0
+    pages = sum(-(-file.stat().st_size // 4096) for file in place.output.rglob("*") if file.is_file())
+    disk = small_disk(4096 * pages + 100_000)
+    place.output = disk / "out"
+    argv += ["--output", str(place.output), "--export-hf", "true"]
+    cli.assert_explained(cli.in_process(argv), "out/hf is full", "the same command then continues")
+    assert (place.output / "checkpoints" / "iter_0000001").is_dir()
+    assert list((place.output / "hf").iterdir()) == []
+    subprocess.run(["mount", "-o", "remount,size=10M", str(disk)], check=True)
+    assert cli.in_process(argv).code == 0
+    assert [folder.name for folder in (place.output / "hf").iterdir()] == ["iter_0000001"]
+
+
 def test_a_full_disk_during_a_conversion(place: Place, small_disk: Callable[[int], Path]) -> None:
     disk = small_disk(100_000)
     ended = cli.in_process(["convert", str(place.model), str(disk / "megatron")])

@@ -39,11 +39,15 @@ def write_errors_are_the_users(path: str | Path, needed_bytes: int | None = None
         raise
 
 
-def disk_full(path: str | Path, needed_bytes: int | None = None, elsewhere: str = "choose another target") -> UserError:
+class DiskFull(UserError):
+    """The error that `disk_full` makes."""
+
+
+def disk_full(path: str | Path, needed_bytes: int | None = None, elsewhere: str = "choose another target") -> DiskFull:
     """The error for a disk that ran full, with the numbers of this moment."""
     disk = os.statvfs(_existing(Path(path)))
     needed = f", {needed_bytes:,} are needed" if needed_bytes else ""
-    return UserError(
+    return DiskFull(
         f"the disk that holds {path} is full: {disk.f_bavail * disk.f_frsize:,} bytes are left{needed}.",
         f"Free space there or {elsewhere}. Nothing finished was written.",
     )

@@ -3,6 +3,7 @@
 OUTPUT/run.yaml          the resolved configuration of the latest start
 OUTPUT/.lock             held by the start that is at work
 OUTPUT/checkpoints/      what `swift-mega convert` and the next start read
+OUTPUT/hf/               with `checkpoint.export_hf`: the checkpoints in Hugging Face format
 OUTPUT/metrics.jsonl, loss.png, tensorboard/
 """
 

@@ -5,7 +5,6 @@
 Read it top-down; each helper is one arrow.
 """
 
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -33,12 +32,13 @@ from swift_mega.data.tokenizer import TokenizerInfo
 from swift_mega.methods.config import PretrainConfig
 from swift_mega.methods.output import checkpoints, claim_output, opened_output, resume_folder
 from swift_mega.model.build import build_model, precision_of
-from swift_mega.model.weights import load_hf, save_hf
+from swift_mega.model.weights import load_hf
 from swift_mega.parallel.agree import on_main
 from swift_mega.parallel.groups import initialize, shutdown
 from swift_mega.parallel.layout import check_batch, check_layout, check_sequence_length
 from swift_mega.train.callbacks import Evaluate, Report, Save, StopOnNonFinite, StopOnSignal, Test
 from swift_mega.train.checkpoint import Checkpointer, Progress, load_model
+from swift_mega.train.export import Exporter
 from swift_mega.train.loop import Callback, Trainer, fit
 from swift_mega.train.optimizer import build_optimizer, build_scheduler, check_schedule, wrap_data_parallel
 from swift_mega.train.step import Method, Stepper
@@ -245,19 +245,14 @@ def _callbacks(
         callbacks.append(Evaluate(fresh, count, metrics, interval_steps=interval_steps))
     if streams.test:
         callbacks.append(Test(partial(_loader, config, streams.test), count, metrics, config.train.steps))
-    export = partial(_export, config, checkpointer) if config.checkpoint.export_hf else None
-    return [*callbacks, report, Save(checkpointer, config.checkpoint.save_interval_steps, export)]
+    exporter = _exporter(config, checkpointer) if config.checkpoint.export_hf else None
+    return [*callbacks, report, Save(checkpointer, config.checkpoint.save_interval_steps, exporter)]
 
 
-def _export(config: PretrainConfig, checkpointer: Checkpointer, step: int) -> Path:
-    """The weights as a Hugging Face folder, from memory; as many of them stay as checkpoints do."""
-    root = Path(config.output) / "hf"
-    folder = root / layout.iteration_name(step)
-    save_hf(checkpointer.chunks, folder, checkpointer.hf_folder)
-    on_main(partial(_keep_last, folder, config.checkpoint.keep_last))
-    return folder
-
-
-def _keep_last(newest: Path, count: int) -> None:
-    for old in layout.outdated(sorted(newest.parent.glob("iter_*")), newest, count):
-        shutil.rmtree(old)
+def _exporter(config: PretrainConfig, checkpointer: Checkpointer) -> Exporter:
+    return Exporter(
+        Path(config.output) / "hf",
+        chunks=checkpointer.chunks,
+        hf_folder=checkpointer.hf_folder,
+        keep_last=config.checkpoint.keep_last,
+    )

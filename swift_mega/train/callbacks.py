@@ -20,6 +20,7 @@ from swift_mega.base.errors import UserError
 from swift_mega.base.metrics import MetricsWriter, plot
 from swift_mega.compat.device import peak_memory_bytes
 from swift_mega.train.checkpoint import Checkpointer
+from swift_mega.train.export import Exporter
 from swift_mega.train.loop import Callback, Trainer
 from swift_mega.train.step import Batch, StepResult, mean_loss
 
@@ -160,22 +161,22 @@ def held_out_loss(trainer: Trainer, batches: Iterator[Batch], count: int) -> flo
 
 
 class Save(Callback):
-    """A checkpoint every so many steps and at the end, however the end came.
-
-    Args:
-        export: also writes the weights of this step elsewhere, and gives the folder back; collective.
-    """
+    """A checkpoint every so many steps and at the end, however the end came; with an exporter each in both formats."""
 
     def __init__(
-        self, checkpointer: Checkpointer, interval_steps: int | None, export: Callable[[int], Path] | None = None
+        self, checkpointer: Checkpointer, interval_steps: int | None, exporter: Exporter | None = None
     ) -> None:
         self.checkpointer = checkpointer
         self.interval_steps = interval_steps
-        self.export = export
+        self.exporter = exporter
         self.saved_step = -1
 
     def on_start(self, trainer: Trainer) -> None:
         self.saved_step = trainer.progress.step
+        # A run that ended while it exported has the checkpoint, but not its export.
+        if self.exporter and self.saved_step and not self.exporter.is_there(self.saved_step):
+            with trainer.paused():
+                self._export(self.exporter)
 
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
         if self.interval_steps and trainer.progress.step % self.interval_steps == 0:
@@ -191,8 +192,11 @@ class Save(Callback):
             folder = self.checkpointer.save(trainer.progress)
             self.saved_step = trainer.progress.step
             say(f"step {trainer.progress.step}: saved {folder} in {time.perf_counter() - start:.1f} s")
-            if self.export:
-                say(f"step {trainer.progress.step}: exported {self.export(trainer.progress.step)}")
+            if self.exporter:
+                self._export(self.exporter)
+
+    def _export(self, exporter: Exporter) -> None:
+        say(f"step {self.saved_step}: exported {exporter.save(self.saved_step)}")
 
 
 class Report(Callback):

@@ -15,7 +15,7 @@ import shutil
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
@@ -31,7 +31,7 @@ from converters import checkpoint as layout
 from converters.stores import torch_dist
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
-from swift_mega.base.writing import disk_full, write_errors_are_the_users
+from swift_mega.base.writing import DiskFull, disk_full, write_errors_are_the_users
 from swift_mega.compat import saving
 from swift_mega.parallel.agree import on_main
 from swift_mega.train.rng import rng_state, set_rng_state
@@ -145,9 +145,12 @@ class Checkpointer:
     def _explain(self, unfinished: Path, error: BaseException) -> None:
         """On rank 0: raise a UserError and clear away what was written, if the disk is full."""
         if saving.is_disk_full(error):
-            explanation = disk_full(self.root, self._bytes(), WAY_OUT)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise explanation from None
+            self._explain_full(unfinished)
+
+    def _explain_full(self, unfinished: Path) -> NoReturn:
+        explanation = disk_full(self.root, self._bytes(), WAY_OUT)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise explanation from None
 
     def load(self, folder: Path) -> Progress:
         """Restore everything from `folder` and return how far it had come.
@@ -219,12 +222,11 @@ class Checkpointer:
 
     def _finish(self, unfinished: Path, target: Path, progress: Progress) -> None:
         try:
-            with write_errors_are_the_users(self.root, self._bytes(), "`output`"):
+            with write_errors_are_the_users(self.root, option="`output`"):
                 layout.copy_hf_files(self.hf_folder, unfinished / "hf")
                 (unfinished / "run.yaml").write_text(self.run_yaml, encoding="utf-8")
-        except UserError:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+        except DiskFull:
+            self._explain_full(unfinished)
         with write_errors_are_the_users(self.root, option="`output`"):
             if target.exists():
                 layout.remove(target)
