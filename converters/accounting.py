@@ -1,10 +1,12 @@
 """Nothing is dropped: what the rules want is compared with what is there, before a byte moves.
 
-A tensor without a place stops the conversion with its name. Two kinds may be left out, and that is
-said: buffers that the config determines, and an output layer that is stored although it is tied.
+A tensor without a place stops the conversion with its name. Three kinds may be left out, and that is
+said: buffers that the config determines, an output layer that is stored although it is tied, and what
+an MTP layer repeats of the rest of the model, which an export repeats again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,27 +37,53 @@ def mismatch(wanted: Iterable[str], found: Iterable[str]) -> str:
     )
 
 
+class Accounted(NamedTuple):
+    """What of a folder no Megatron tensor takes."""
+
+    notes: list[str]
+    """Each in words."""
+    copies: dict[str, str]
+    """Tensor that repeats another → that other."""
+
+
 def account(
-    family: Family, arguments: MegatronArguments, sizes: Mapping[str, int], store: SafetensorsFolder
-) -> list[str]:
+    family: Family,
+    arguments: MegatronArguments,
+    sizes: Mapping[str, int],
+    store: SafetensorsFolder,
+    rules: Sequence[Rule],
+) -> Accounted:
     """Check that `store` holds the model's tensors, all of them and no others; say what may be left out.
 
     Raises:
         UserError: a tensor is missing, has no place, or has another shape or dtype than it must have.
     """
-    wanted = hf_shapes(family.rules_for(arguments), sizes)
+    wanted = hf_shapes(rules, sizes)
     found = set(store.tensors)
     buffers = {name for pattern in family.recomputable for name in HfTensor(pattern, ()).names(sizes)} & found
-    copies = _tied_copy(family, arguments, store)
-    if fault := mismatch(wanted, found - buffers - copies):
+    tied = _tied_copy(family, arguments, store)
+    copies = {copy: of for copy, of in family.copies_for(arguments).items() if {copy, of} <= found}
+    if fault := mismatch(wanted, found - buffers - tied - set(copies)):
         raise UserError(
             f"{store.path} does not hold the tensors of {family.name} with this config.json: {fault}.",
             "Are config.json and weights of the same model and complete? Nothing was converted.",
         )
     for name, shape in wanted.items():
         _check_tensor(name, shape, store)
+    for copy, of in copies.items():
+        _check_copy(copy, of, store)
     notes = [f"left out buffers that the config determines: {_some(buffers)}"] if buffers else []
-    return notes + [f"left out `{name}`: tied, and byte for byte the same as the embedding" for name in copies]
+    notes += [f"left out `{name}`: tied, and byte for byte the same as the embedding" for name in tied]
+    return Accounted(notes + [f"`{copy}` repeats `{of}` byte for byte" for copy, of in copies.items()], copies)
+
+
+def _check_copy(copy: str, of: str, store: SafetensorsFolder) -> None:
+    same = store.tensors[copy] == store.tensors[of]
+    if not same or not _same_bytes(store.array(copy), store.array(of)):
+        raise UserError(
+            f"`{copy}` should repeat `{of}`, but they differ; Megatron has one of them.",
+            "Nothing was converted. Was one of them trained and the other not saved?",
+        )
 
 
 def _check_tensor(name: str, shape: tuple[int, ...], store: SafetensorsFolder) -> None:

@@ -8,10 +8,24 @@ that trains with another position embedding than its own would be worse than non
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from converters.rules import Layers
 from swift_mega.base.errors import UserError
 
 Config = dict[str, Any]
 """The content of a `config.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """How YaRN scales positions; names are megatron-core's."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    correction_range_round_to_int: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +69,62 @@ class MegatronArguments:
     window_attn_skip_freq: list[int] | None = None
     """For each layer 1 (windowed) or 0 (full attention). None: every layer is windowed."""
 
+    num_moe_experts: int | None = None
+    """Experts of each MoE layer. None: a dense model."""
+    moe_ffn_hidden_size: int | None = None
+    """Of one expert."""
+    moe_shared_expert_intermediate_size: int | None = None
+    """Of all shared experts together, which are one MLP. None: there are none."""
+    moe_shared_expert_gate: bool = False
+    moe_layer_freq: list[int] | None = None
+    """For each layer 1 (experts) or 0 (dense). None: all layers are alike."""
+    moe_router_topk: int = 2
+    moe_router_score_function: str = "softmax"
+    moe_router_pre_softmax: bool = False
+    """Softmax over all experts before the best are taken, so that their weights do not add up to one."""
+    moe_router_topk_scaling_factor: float | None = None
+    moe_router_num_groups: int | None = None
+    moe_router_group_topk: int | None = None
+    moe_router_enable_expert_bias: bool = False
+    """A bias of each expert that counts when experts are chosen and not in their weights; always fp32."""
+    moe_aux_loss_coeff: float = 0.0
+    q_lora_rank: int | None = None
+    """Of the query in multi-latent attention. None: the query is not compressed."""
+    kv_lora_rank: int | None = None
+    """Of key and value in multi-latent attention. None: there is no such attention."""
+    qk_head_dim: int | None = None
+    """Of a query or key head in multi-latent attention, its part without rotation."""
+    qk_pos_emb_head_dim: int | None = None
+    """Its rotated part."""
+    v_head_dim: int | None = None
+    rotary_interleaved: bool = False
+    """Rotate neighbours instead of halves."""
+    yarn: Yarn | None = None
+    """Scaling of positions by YaRN."""
+    mtp_num_layers: int = 0
+    """Layers after the last that predict further tokens."""
+    missing: tuple[str, ...] = ()
+    """Names in `converters.missing` of what megatron-core lacks for this model: it converts, but is not trained."""
+
     @property
     def swiglu(self) -> bool:
         return self.gated_linear_unit and self.activation == "silu"
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether all layers are of one kind: megatron-core stacks their tensors then."""
+        return self.moe_layer_freq is None
+
+    def layers(self, kind: Layers) -> list[int]:
+        """The layers that are dense, have experts, or all."""
+        with_experts = self.moe_layer_freq or [int(self.num_moe_experts is not None)] * self.num_layers
+        wanted = {"all": (0, 1), "dense": (0,), "moe": (1,)}[kind]
+        return [layer for layer, experts in enumerate(with_experts) if experts in wanted]
+
+    @property
+    def mtp_layers(self) -> range:
+        """Their numbers in Hugging Face's files, which go on after the decoder's."""
+        return range(self.num_layers, self.num_layers + self.mtp_num_layers)
 
 
 class Row(Protocol):
@@ -139,6 +206,28 @@ class Only:
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         return {self.hf: self.value} if self.value else {}
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """A field whose other values need what megatron-core does not have: such a model converts, but is not trained."""
+
+    hf: str
+    possible: tuple[Any, ...]
+    """Values that megatron-core can compute; an absent field is the first."""
+    feature: str
+    """Name in `converters.missing`."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.hf,)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        found = config.get(self.hf, self.possible[0])
+        return {} if found in self.possible else {"missing": (self.feature,)}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -237,6 +326,7 @@ NO_SCALING: dict[str, Any] = {
     "use_rope_scaling": False,
     "rope_scaling_factor": 8.0,
     "seq_len_interpolation_factor": None,
+    "yarn": None,
 }
 
 LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -304,6 +394,31 @@ def _check_llama3(spelling: str, rope: Config, config: Config) -> None:
 
 
 NO_BIAS: dict[str, Any] = {"add_bias_linear": False, "add_qkv_bias": False, "attention_output_bias": False}
+
+NO_EXPERTS: dict[str, Any] = {
+    "num_moe_experts": None,
+    "moe_ffn_hidden_size": None,
+    "moe_shared_expert_intermediate_size": None,
+    "moe_shared_expert_gate": False,
+    "moe_layer_freq": None,
+    "moe_router_topk": 2,
+    "moe_router_score_function": "softmax",
+    "moe_router_pre_softmax": False,
+    "moe_router_topk_scaling_factor": None,
+    "moe_router_num_groups": None,
+    "moe_router_group_topk": None,
+    "moe_router_enable_expert_bias": False,
+    "moe_aux_loss_coeff": 0.0,
+    "mtp_num_layers": 0,
+}
+
+NO_LATENT: dict[str, Any] = {
+    "q_lora_rank": None,
+    "kv_lora_rank": None,
+    "qk_head_dim": None,
+    "qk_pos_emb_head_dim": None,
+    "v_head_dim": None,
+}
 
 NO_WINDOW: dict[str, Any] = {"window_size": None, "window_attn_skip_freq": None}
 

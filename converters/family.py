@@ -7,12 +7,13 @@ read it. Adding a family means adding a file there.
 import functools
 import importlib
 import pkgutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from converters import families
 from converters.config_table import Config, MegatronArguments, Row
-from converters.rules import Rule
+from converters.rules import DECODER_LAYERS, Rule
 from swift_mega.base.errors import UserError
 
 
@@ -30,6 +31,15 @@ class Family:
     rules: tuple[Rule, ...]
     recomputable: tuple[str, ...] = ()
     """Names of stored buffers that the config determines."""
+    mtp: tuple[Rule, ...] = ()
+    """Of the layers that predict further tokens (MTP). Their files come after those of the decoder's layers."""
+    copies: tuple[tuple[str, str], ...] = ()
+    """(tensor of an MTP layer, the tensor it repeats byte for byte)."""
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The ways in which folders of this family hold its tensors; the first is the one that is written."""
+        return tuple(dict.fromkeys(rule.form for rule in self.rules if rule.form))
 
     def megatron_arguments(self, hf_config: Config) -> MegatronArguments:
         """The config in Megatron's words.
@@ -38,9 +48,11 @@ class Family:
             UserError: a value that megatron-core cannot express; names field, value and what is possible.
         """
         values: dict[str, Any] = {}
+        missing: list[str] = []
         for row in self.config:
             values |= row.to_megatron(hf_config)
-        return MegatronArguments(**values)
+            missing += values.pop("missing", ())
+        return MegatronArguments(**values, missing=tuple(missing))
 
     def hf_config(self, arguments: MegatronArguments, base: Config | None = None) -> Config:
         """The way back. What `base` already says the same way keeps its spelling, the rest is written anew."""
@@ -52,14 +64,49 @@ class Family:
             config = {name: value for name, value in config.items() if name not in row.fields} | written
         return config
 
-    def rules_for(self, arguments: MegatronArguments) -> list[Rule]:
-        """The rules whose tensor this model has."""
-        return [rule for rule in self.rules if rule.when is None or getattr(arguments, rule.when)]
+    def rules_for(self, arguments: MegatronArguments, form: str | None = None) -> list[Rule]:
+        """The rules whose tensor this model has, as a folder of that `form` (None: the first) holds it.
+
+        Stacked over layers where all layers are of one kind, for each layer apart where they are not.
+        """
+        form = form or next(iter(self.forms), None)
+        rules = [rule for rule in self.rules if _applies(rule, arguments, form)]
+        mtp = [rule for rule in self.mtp if _applies(rule, arguments, form)]
+        return [one for rule in rules for one in _by_layer(rule, arguments)] + [
+            rule.at(mtp=number, layer=layer) for number, layer in enumerate(arguments.mtp_layers) for rule in mtp
+        ]
+
+    def form_of(self, names: Collection[str], arguments: MegatronArguments) -> str | None:
+        """The form of a folder that holds `names`: the first of which it has a tensor."""
+        for form in self.forms:
+            own = (rule for rule in self.rules_for(arguments, form) if rule.form == form)
+            if any(rule.sources[0].first_name in names for rule in own):
+                return form
+        return None
+
+    def copies_for(self, arguments: MegatronArguments) -> dict[str, str]:
+        """Hugging Face name of each tensor that repeats another → that other."""
+        return {copy.format(layer=layer): of for layer in arguments.mtp_layers for copy, of in self.copies}
+
+
+def _applies(rule: Rule, arguments: MegatronArguments, form: str | None) -> bool:
+    return (rule.when is None or bool(getattr(arguments, rule.when))) and rule.form in (None, form)
+
+
+def _by_layer(rule: Rule, arguments: MegatronArguments) -> list[Rule]:
+    if not rule.megatron.startswith(DECODER_LAYERS):
+        return [rule]
+    layers = arguments.layers(rule.layers)
+    if arguments.homogeneous:
+        return [rule] if layers else []
+    return [rule.apart().at(layer=layer) for layer in layers]
 
 
 def _says(row: Row, config: Config, arguments: MegatronArguments) -> bool:
     """Whether `config` already states, through this row, what `arguments` ask for."""
-    return all(getattr(arguments, name) == value for name, value in row.to_megatron(config).items())
+    said = dict(row.to_megatron(config))
+    missing = set(said.pop("missing", ()))
+    return missing <= set(arguments.missing) and all(getattr(arguments, name) == said[name] for name in said)
 
 
 def sizes(arguments: MegatronArguments, padded_vocab_size: int) -> dict[str, int]:
@@ -72,6 +119,11 @@ def sizes(arguments: MegatronArguments, padded_vocab_size: int) -> dict[str, int
         "group": arguments.num_query_groups,
         "query": arguments.num_attention_heads * arguments.kv_channels,
         "key_value": arguments.num_query_groups * arguments.kv_channels,
+        "expert": arguments.num_moe_experts or 0,
+        "expert_ffn": arguments.moe_ffn_hidden_size or 0,
+        "expert_gate_up": 2 * (arguments.moe_ffn_hidden_size or 0),
+        "shared_ffn": arguments.moe_shared_expert_intermediate_size or 0,
+        "one": 1,
         "vocab": arguments.vocab_size,
         "padded_vocab": padded_vocab_size,
     }

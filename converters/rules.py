@@ -10,22 +10,30 @@ No arithmetic and no dtype: rows are bytes. The operations are a closed set of f
 segments; a rule names one of them, and is otherwise data.
 """
 
+import dataclasses
 import itertools
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Sizes = Mapping[str, int]
 """Named dimensions of one model: `hidden`, `query`, `key_value`, `vocab`, `padded_vocab`, `layer`, …"""
 
+Layers = Literal["all", "dense", "moe"]
+"""Which of a model's layers."""
+
+DECODER_LAYERS = "decoder.layers."
+"""How the Megatron key of a layer's tensor begins where all layers are stacked."""
+
 
 class Segment(NamedTuple):
-    """`rows` consecutive rows that start at row `first` of source number `source` (None: zeros)."""
+    """`rows` rows of source number `source` (None: zeros), every `step`-th from row `first` on."""
 
     source: int | None
     first: int
     rows: int
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Operation:
 
     name: str
     segments: Callable[[Sequence[int], Sizes], list[Segment]]
+    transposed: bool = False
+    """The sources have rows and columns the other way round."""
 
 
 def _concatenate(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
@@ -56,22 +66,43 @@ def _pad_vocabulary(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
     return [Segment(0, 0, rows[0]), Segment(None, 0, sizes["padded_vocab"] - rows[0])]
 
 
+def _de_interleave(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
+    """Gate and up, whose rows take turns in the source, one after the other."""
+    return [Segment(0, 0, rows[0] // 2, step=2), Segment(0, 1, rows[0] // 2, step=2)]
+
+
 COPY = Operation("copy", _concatenate)
 CONCATENATE = Operation("concatenate", _concatenate)
 INTERLEAVE_GROUPS = Operation("grouped-query interleave", _interleave_groups)
 PAD_VOCABULARY = Operation("pad vocabulary", _pad_vocabulary)
+DE_INTERLEAVE = Operation("de-interleave", _de_interleave)
+TRANSPOSE = Operation("transpose", _concatenate, transposed=True)
+TRANSPOSE_DE_INTERLEAVE = Operation("transpose and de-interleave", _de_interleave, transposed=True)
 
 
 @dataclass(frozen=True)
 class HfTensor:
-    """A Hugging Face tensor by its name (with `{layer}` where it is one of many) and named dimensions."""
+    """A Hugging Face tensor by its name (with `{layer}` where it is one of many) and named dimensions.
+
+    Leading dimensions in braces, such as `{expert}`, hold what another file has as tensors of their own.
+    """
 
     name: str
     dimensions: tuple[str, ...]
 
+    @property
+    def within(self) -> tuple[str, ...]:
+        """The dimensions in braces."""
+        return _placeholders("".join(self.dimensions))
+
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """Of one of them."""
-        return tuple(sizes[dimension] for dimension in self.dimensions)
+        return tuple(sizes[dimension.strip("{}")] for dimension in self.dimensions)
+
+    @property
+    def first_name(self) -> str:
+        """The first name it stands for."""
+        return self.name.format_map(dict.fromkeys(_placeholders(self.name), 0))
 
     def names(self, sizes: Sizes) -> list[str]:
         """Every name it stands for: one for each layer."""
@@ -100,11 +131,39 @@ class Rule:
     fragments: int = 1
     """Equal row blocks that megatron-core stores apart: 2 for gate and up. More do not change the tensor."""
 
+    layers: Layers = "all"
+    """Of which layers, where the model's layers are not all of one kind."""
+
+    form: str | None = None
+    """Of several ways in which folders hold the same tensors, the one this rule is for. None: the same in all."""
+
+    keeps_dtype: bool = False
+    """Whether the tensor stays as it is stored when the weights are cast."""
+
     @property
     def stack(self) -> tuple[str, ...]:
-        """Placeholders of the source names that become leading axes of the Megatron tensor: `("layer",)`."""
-        own = _placeholders(self.megatron)
-        return tuple(name for name in _placeholders(self.sources[0].name) if name not in own)
+        """Placeholders of the sources that become leading axes of the Megatron tensor: `("layer", "expert")`."""
+        own, source = _placeholders(self.megatron), self.sources[0]
+        return tuple(name for name in (*_placeholders(source.name), *source.within) if name not in own)
+
+    def apart(self) -> "Rule":
+        """The rule whose Megatron tensors are not stacked over layers, but have the layer in their key."""
+        return dataclasses.replace(self, megatron=self.megatron.replace(DECODER_LAYERS, DECODER_LAYERS + "{layer}."))
+
+    def at(self, **position: int) -> "Rule":
+        """The rule of one position, such as a layer; other placeholders stay."""
+        names = {name for tensor in (self.megatron, self.sources[0].name) for name in _placeholders(tensor)}
+        fill = {name: position.get(name, "{" + name + "}") for name in names}
+        return dataclasses.replace(
+            self,
+            megatron=self.megatron.format_map(fill),
+            sources=tuple(HfTensor(source.name.format_map(fill), source.dimensions) for source in self.sources),
+        )
+
+    def matrix(self, source: HfTensor, sizes: Sizes) -> tuple[int, ...]:
+        """Shape of what the row map sees of a source: without the axes that are stacked, rows first."""
+        shape = source.shape(sizes)[len(source.within) :]
+        return shape[::-1] if self.operation.transposed else shape
 
     def segments(self, sizes: Sizes) -> list[Segment]:
         """The row map of one layer, without empty segments.
@@ -112,7 +171,7 @@ class Rule:
         Raises:
             ValueError: it does not use every source row exactly once (a fault of the rule).
         """
-        rows = [source.shape(sizes)[0] for source in self.sources]
+        rows = [self.matrix(source, sizes)[0] for source in self.sources]
         segments = [segment for segment in self.operation.segments(rows, sizes) if segment.rows]
         inverse(segments, rows)
         return segments
@@ -137,8 +196,12 @@ def inverse(segments: Sequence[Segment], rows: Sequence[int]) -> list[list[Move]
     for segment in segments:
         if segment.rows < 0:
             raise ValueError(f"segment {segment} has a negative length")
-        if segment.source is not None:
+        if segment.source is not None and segment.step == 1:
             moves[segment.source].append(Move(target, segment.first, segment.rows))
+        elif segment.source is not None:
+            moves[segment.source] += [
+                Move(target + row, segment.first + row * segment.step, 1) for row in range(segment.rows)
+            ]
         target += segment.rows
     for source, (total, own) in enumerate(zip(rows, moves, strict=True)):
         own.sort(key=lambda move: move.first)

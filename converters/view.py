@@ -27,12 +27,26 @@ Box = tuple[int, ...]
 
 
 class Run(NamedTuple):
-    """Consecutive rows that are consecutive on both sides: of the box, and of one tensor (None: zeros)."""
+    """Consecutive rows of the box that are every `step`-th row of one source (None: zeros)."""
 
     row: int
     source: int | None
     first: int
     rows: int
+    step: int
+
+    @property
+    def taken(self) -> slice:
+        """Of the source's rows."""
+        return slice(self.first, self.first + (self.rows - 1) * self.step + 1, self.step)
+
+
+class Source(NamedTuple):
+    """One Hugging Face tensor, or what of it belongs to one position on the stacked axes."""
+
+    name: str
+    within: Box
+    """Position on its leading axes that the Megatron tensor stacks."""
 
 
 class Piece(NamedTuple):
@@ -41,13 +55,15 @@ class Piece(NamedTuple):
     offset: Box
     """In the Megatron tensor."""
     shape: Box
-    """Like `offset`, with the leading stack axes, each of size 1. The last `len(first)` are the source's axes."""
+    """Like `offset`, with the leading stack axes, each of size 1. The last `len(first)` sizes are the source's."""
     source: str | None
     """Name of the Hugging Face tensor. None: zeros."""
     first: Box
     """Where the box begins in the source."""
     transposed: bool = False
     """The last two axes are the other way round in the source, in `first` too."""
+    steps: Box = ()
+    """Like `first`: which elements of the source are taken along each axis, such as every second. (): all."""
 
 
 class MegatronView:
@@ -69,16 +85,23 @@ class MegatronView:
         self.store = store
         self._sizes = sizes(self.arguments, padded_vocab_size)
         _check_padding(self.arguments.vocab_size, padded_vocab_size)
-        self._rules = {rule.megatron: rule for rule in family.rules_for(self.arguments)}
+        rules = family.rules_for(self.arguments, family.form_of(store.tensors, self.arguments))
+        self._rules = {rule.megatron: rule for rule in rules}
         self._maps = {key: rule.segments(self._sizes) for key, rule in self._rules.items()}
         self._starts = {
             key: list(itertools.accumulate((segment.rows for segment in segments), initial=0))
             for key, segments in self._maps.items()
         }
-        self.notes = account(family, self.arguments, self._sizes, store)
+        accounted = account(family, self.arguments, self._sizes, store, rules)
+        self.notes = accounted.notes
         """What is left out of the source, and why; for the user to read."""
+        self.copies = accounted.copies
+        """Hugging Face tensor → the one of which it is a copy, byte for byte; no Megatron tensor has a place for it."""
         self.tensors: dict[str, TensorSpec] = {key: self._spec(rule) for key, rule in self._rules.items()}
         """Megatron key → global shape, layer axis first where stacked, and dtype."""
+        self._copies_of: dict[str, list[str]] = {}
+        for copy, name in self.copies.items():
+            self._copies_of.setdefault(name, []).append(copy)
 
     def rule(self, key: str) -> Rule:
         """The rule that makes `key`."""
@@ -88,13 +111,13 @@ class MegatronView:
         """The box `offset … offset+shape` of Megatron tensor `key`, in the dtype that carries its bits."""
         self._check_box(key, offset, shape)
         box = np.empty(shape, CARRIER[self.tensors[key].dtype])
-        for layer, names in self._layers(key, offset, shape):
+        for layer, sources in self._layers(key, offset, shape):
             for run, columns in self._runs(key, offset, shape):
                 rows = box[layer][run.row : run.row + run.rows]
                 if run.source is None:
                     rows[...] = 0
                 else:
-                    rows[...] = self.store.array(names[run.source])[run.first : run.first + run.rows][:, *columns]
+                    rows[...] = self._matrix(key, sources[run.source])[run.taken, *columns]
         return box
 
     def write(self, key: str, offset: Box, array: np.ndarray) -> None:
@@ -102,22 +125,34 @@ class MegatronView:
         self._check_box(key, offset, array.shape)
         if array.dtype != CARRIER[self.tensors[key].dtype]:
             raise TypeError(f"{key} is {self.tensors[key].dtype}, got numpy {array.dtype}")
-        for layer, names in self._layers(key, offset, array.shape):
+        for layer, sources in self._layers(key, offset, array.shape):
             for run, columns in self._runs(key, offset, array.shape):
-                if run.source is not None:
-                    rows = array[layer][run.row : run.row + run.rows]
-                    self.store.array(names[run.source])[run.first : run.first + run.rows][:, *columns] = rows
+                if run.source is None:
+                    continue
+                rows = array[layer][run.row : run.row + run.rows]
+                name, within = sources[run.source]
+                for same in (name, *self._copies_of.get(name, ())):
+                    self._matrix(key, Source(same, within))[run.taken, *columns] = rows
 
     def pieces(self, key: str) -> Iterator[Piece]:
         """All of `key`, as the boxes it is put together from, in its own order; each element is in one of them."""
         rule, whole = self._rules[key], self.tensors[key].shape
         depth = len(rule.stack)
         origin, begin = (0,) * len(whole), (0,) * (len(whole) - depth - 1)
-        for layer, names in self._layers(key, origin, whole):
+        turned, ones = rule.operation.transposed, (1,) * len(begin)
+        for layer, sources in self._layers(key, origin, whole):
             for run, _ in self._runs(key, origin, whole):
-                shape = (*(1,) * depth, run.rows, *whole[depth + 1 :])
-                source = None if run.source is None else names[run.source]
-                yield Piece((*layer, run.row, *begin), shape, source, (run.first, *begin))
+                box = Piece((*layer, run.row, *begin), (*(1,) * depth, run.rows, *whole[depth + 1 :]), None, ())
+                if run.source is None:
+                    yield box
+                else:
+                    name, within = sources[run.source]
+                    yield box._replace(
+                        source=name,
+                        first=(*within, *_turned((run.first, *begin), turned)),
+                        transposed=turned,
+                        steps=(*(1,) * len(within), *_turned((run.step, *ones), turned)) if run.step > 1 else (),
+                    )
 
     def chunks(self, key: str) -> Iterator[tuple[Box, Box]]:
         """(offset, shape) of the boxes in which megatron-core stores `key` on one rank: a layer, or a part of it."""
@@ -132,16 +167,27 @@ class MegatronView:
     def position(self, key: str, offset: Box) -> tuple[Path, int]:
         """File and byte of the first source tensor of the layer at `offset`: what to sort reads by."""
         depth = len(self._rules[key].stack)
-        _, names = next(self._layers(key, offset, (1,) * depth))
-        place = self.store.places[names[0]]
+        _, sources = next(self._layers(key, offset, (1,) * depth))
+        place = self.store.places[sources[0].name]
         return place.file, place.offset
 
-    def _layers(self, key: str, offset: Box, shape: Box) -> Iterator[tuple[tuple[int, ...], list[str]]]:
-        """(index into the box, names of the source tensors) of each layer the box touches."""
+    def _layers(self, key: str, offset: Box, shape: Box) -> Iterator[tuple[tuple[int, ...], list[Source]]]:
+        """(index into the box, sources) of each position that the box touches on the stacked axes."""
         rule = self._rules[key]
         for index in itertools.product(*map(range, shape[: len(rule.stack)])):
             position = {name: first + i for name, first, i in zip(rule.stack, offset, index, strict=False)}
-            yield index, [source.name.format_map(position) for source in rule.sources]
+            yield (
+                index,
+                [
+                    Source(source.name.format_map(position), tuple(position[axis] for axis in source.within))
+                    for source in rule.sources
+                ],
+            )
+
+    def _matrix(self, key: str, source: Source) -> np.ndarray:
+        """What the row map sees of a source; a window on the file."""
+        window: np.ndarray = self.store.array(source.name)[source.within]
+        return window.T if self._rules[key].operation.transposed else window
 
     def _runs(self, key: str, offset: Box, shape: Box) -> Iterator[tuple[Run, tuple[slice, ...]]]:
         """The runs of rows that one layer of the box is made of, with its columns."""
@@ -153,7 +199,10 @@ class MegatronView:
         while row < end:
             segment, skipped = segments[number], row - starts[number]
             rows = min(segment.rows - skipped, end - row)
-            yield Run(row - offset[depth], segment.source, segment.first + skipped, rows), columns
+            yield (
+                Run(row - offset[depth], segment.source, segment.first + skipped * segment.step, rows, segment.step),
+                columns,
+            )
             row += rows
             number += 1
 
@@ -166,7 +215,7 @@ class MegatronView:
 
     def _spec(self, rule: Rule) -> TensorSpec:
         """Global shape and the one dtype of all the tensors a Megatron tensor is made of."""
-        first = rule.sources[0].shape(self._sizes)
+        columns = rule.matrix(rule.sources[0], self._sizes)[1:]
         rows = sum(segment.rows for segment in self._maps[rule.megatron])
         stack = tuple(self._sizes[name] for name in rule.stack)
         names = [name for source in rule.sources for name in source.names(self._sizes)]
@@ -177,16 +226,26 @@ class MegatronView:
                 f"`{rule.megatron}` is made of tensors of different dtypes: {found}.",
                 "Cast the source to one dtype first (`model.to(dtype).save_pretrained(folder)`).",
             )
-        return TensorSpec((*stack, rows, *first[1:]), next(iter(dtypes)))
+        return TensorSpec((*stack, rows, *columns), next(iter(dtypes)))
 
 
-def hf_tensors(family: Family, arguments: MegatronArguments, dtypes: Mapping[str, str]) -> dict[str, TensorSpec]:
-    """What a Hugging Face folder of this model holds, given the dtype of each Megatron tensor."""
+def _turned(box: Box, turned: bool) -> Box:
+    return box[::-1] if turned else box
+
+
+def hf_tensors(
+    family: Family, arguments: MegatronArguments, dtypes: Mapping[str, str], form: str | None = None
+) -> dict[str, TensorSpec]:
+    """What a Hugging Face folder of this model holds, given the dtype of each Megatron tensor.
+
+    `form` is one of the family's, the first if None.
+    """
     named = sizes(arguments, arguments.vocab_size)
     specs = {}
-    for rule in family.rules_for(arguments):
+    for rule in family.rules_for(arguments, form):
         for name, shape in hf_shapes([rule], named).items():
             specs[name] = TensorSpec(shape, dtypes[rule.megatron])
+    specs |= {copy: specs[name] for copy, name in family.copies_for(arguments).items()}
     return dict(sorted(specs.items(), key=lambda item: _natural(item[0])))
 
 

@@ -4,7 +4,7 @@ A family's file states what it adds or changes; everything else is here once.
 Dimensions: `query` = heads × head size, `key_value` = key-value heads × head size, `head` = head size.
 """
 
-from converters.config_table import Fixed, Only, Opposite, Rope, Row, Same
+from converters.config_table import NO_EXPERTS, NO_LATENT, Fixed, Only, Opposite, Rope, Row, Same
 from converters.rules import CONCATENATE, INTERLEAVE_GROUPS, PAD_VOCABULARY, Rule, hf
 
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -15,7 +15,7 @@ _ATTENTION = _LAYER + "self_attn."
 _MLP = _LAYER + "mlp."
 _MEGATRON = "decoder.layers."
 
-CONFIG: tuple[Row, ...] = (
+SHARED: tuple[Row, ...] = (
     Same("num_hidden_layers", "num_layers"),
     Same("hidden_size", "hidden_size"),
     Same("intermediate_size", "ffn_hidden_size"),
@@ -33,12 +33,16 @@ CONFIG: tuple[Row, ...] = (
             "gated_linear_unit": True,
             "activation": "silu",
             "position_embedding_type": "rope",
+            "rotary_interleaved": False,
         }
     ),
     Only("hidden_act", "silu", "the gate of these families is SiLU"),
     Only("quantization_config", None, "quantised weights are not rows of numbers that can be moved"),
     Only("rope_interleaved", False, "the rotation of these families is by halves"),
 )
+
+CONFIG: tuple[Row, ...] = (*SHARED, Fixed(NO_EXPERTS), Fixed(NO_LATENT))
+"""Of dense families."""
 
 DENSE: tuple[Rule, ...] = (
     Rule(EMBEDDING, (hf("model.embed_tokens.weight", "vocab", "hidden"),), PAD_VOCABULARY),

@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from converters.config_table import MegatronArguments
 from converters.family import family_of, padded_vocab_size
+from converters.missing import check_trainable
 from swift_mega.base.errors import UserError
 from swift_mega.model import spec
 from swift_mega.model.config import ModelConfig
@@ -54,9 +55,11 @@ def build_model(
     `weights.load_hf` fills them.
 
     Raises:
-        UserError: the layout does not fit the model, or the sequence is longer than the model's.
+        UserError: the layout does not fit the model, the sequence is longer than the model's, or megatron-core
+            cannot compute the model.
     """
     arguments = family_of(hf_config).megatron_arguments(hf_config)
+    check_trainable(arguments)
     check_layout(parallel, arguments, torch.distributed.get_world_size())
     check_sequence_length(parallel, arguments, sequence_length)
     config = transformer_config(arguments, model, parallel, train)

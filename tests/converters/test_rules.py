@@ -9,6 +9,7 @@ from converters.family import registry
 from converters.rules import (
     CONCATENATE,
     COPY,
+    DE_INTERLEAVE,
     INTERLEAVE_GROUPS,
     PAD_VOCABULARY,
     Operation,
@@ -18,7 +19,7 @@ from converters.rules import (
     inverse,
 )
 
-OPERATIONS = [COPY, CONCATENATE, INTERLEAVE_GROUPS, PAD_VOCABULARY]
+OPERATIONS = [COPY, CONCATENATE, INTERLEAVE_GROUPS, PAD_VOCABULARY, DE_INTERLEAVE]
 
 
 def random_case(operation: Operation, rng: random.Random) -> tuple[list[int], dict[str, int]]:
@@ -30,6 +31,7 @@ def random_case(operation: Operation, rng: random.Random) -> tuple[list[int], di
         CONCATENATE: [rng.randint(1, 9) for _ in range(rng.randint(1, 4))],
         INTERLEAVE_GROUPS: [groups * per_group * size, groups * size, groups * size],
         PAD_VOCABULARY: [vocab],
+        DE_INTERLEAVE: [2 * rng.randint(1, 9)],
     }[operation]
     return rows, sizes
 
@@ -45,7 +47,7 @@ def test_inverse_rebuilds_every_source(operation: Operation) -> None:
             [
                 np.zeros(segment.rows, int)
                 if segment.source is None
-                else sources[segment.source][segment.first : segment.first + segment.rows]
+                else sources[segment.source][segment.first :: segment.step][: segment.rows]
                 for segment in segments
             ]
         )
@@ -83,11 +85,22 @@ def test_stack_comes_from_the_names() -> None:
     assert Rule("decoder.w", (hf("layers.{layer}.w", "hidden"),)).stack == ("layer",)
     assert Rule("decoder.experts.w", (hf("layers.{layer}.experts.{expert}.w", "hidden"),)).stack == ("layer", "expert")
     assert Rule("decoder.{layer}.w", (hf("layers.{layer}.w", "hidden"),)).stack == ()
+    assert Rule("decoder.w", (hf("layers.{layer}.w", "{expert}", "hidden"),)).stack == ("layer", "expert")
+
+
+def test_a_rule_without_stacked_layers() -> None:
+    rule = Rule("decoder.layers.experts.w", (hf("layers.{layer}.{expert}.w", "hidden"),)).apart()
+    assert (rule.megatron, rule.stack) == ("decoder.layers.{layer}.experts.w", ("expert",))
+    third = rule.at(layer=3)
+    assert (third.megatron, third.sources[0].name) == ("decoder.layers.3.experts.w", "layers.3.{expert}.w")
+    assert third.stack == ("expert",)
 
 
 def test_no_two_rules_of_a_family_share_a_tensor() -> None:
     for family in registry().values():
-        megatron = [rule.megatron for rule in family.rules]
-        sources = [source.name for rule in family.rules for source in rule.sources]
-        assert len(set(megatron)) == len(megatron)
-        assert len(set(sources)) == len(sources)
+        for form in family.forms or (None,):
+            rules = [rule for rule in (*family.rules, *family.mtp) if rule.form in (None, form)]
+            megatron = [(rule.megatron, rule.layers) for rule in rules]
+            sources = [(source.name, rule.layers) for rule in family.rules for source in rule.sources]
+            assert len(set(megatron)) == len(megatron)
+            assert len(set(sources)) == len(sources)

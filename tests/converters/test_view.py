@@ -121,7 +121,12 @@ def source_of(piece: Piece, store: SafetensorsFolder) -> np.ndarray:
     """The bits of a piece, from the definition of its fields."""
     assert piece.source is not None
     shape = piece.shape[len(piece.shape) - len(piece.first) :]
-    return store.array(piece.source)[boxed(piece.first, shape)]
+    if piece.transposed:
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    steps = piece.steps or (1,) * len(shape)
+    box = (slice(o, o + n * by, by) for o, n, by in zip(piece.first, shape, steps, strict=True))
+    found = store.array(piece.source)[tuple(box)]
+    return found.swapaxes(-1, -2) if piece.transposed else found
 
 
 def boxed(offset: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:

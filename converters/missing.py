@@ -1,0 +1,25 @@
+"""What megatron-core's GPT model has nothing for: named here once, met by a config's row, refused by training.
+
+Such a model converts exactly, both ways, and none is built of it: one that computes something else than
+its weights were trained for would be worse than none.
+"""
+
+from converters.config_table import MegatronArguments
+from swift_mega.base.errors import UserError
+
+MISSING: dict[str, str] = {
+    "group by its best expert": "routing to groups of experts that are ranked by their best expert alone",
+}
+"""Name, as rows of the config table give it → the feature in words."""
+
+
+def check_trainable(arguments: MegatronArguments) -> None:
+    """Raises:
+    UserError: the model needs what megatron-core does not have; names it.
+    """
+    if arguments.missing:
+        lacks = "; ".join(MISSING[name] for name in arguments.missing)
+        raise UserError(
+            f"megatron-core's GPT model lacks what this model needs: {lacks}.",
+            "It can be converted, and tuned with `swift-mega bridge`, but not trained with Megatron.",
+        )
