@@ -4,13 +4,21 @@ It hands the results of its writers over through a queue of a process of their o
 asynchronous saves. Ours are synchronous: the queue is filled and emptied by this process, so a plain
 one does. That spares each rank a spawned process (2.5 s at the first save, measured on 2 cores), which
 would also outlive a rank that is killed.
+
+Before 0.19 it also forks a process for each file that a rank writes. Those would outlive a killed rank too, waiting
+for ever on a queue with the rank's connections open, so that nobody notices its end; and a fork of a process with
+threads can hang. From 0.19 on they are threads, and here they are that always.
 """
 
 import errno
 import importlib
+import multiprocessing.dummy
+import os
 import queue
+import tempfile
 from collections.abc import Iterator
 from pickle import UnpicklingError
+from types import SimpleNamespace
 
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -69,13 +77,54 @@ def _plain_queue_fits() -> bool:
     return isinstance(made, queue.SimpleQueue) and made.get_nowait() == "probe"
 
 
-SYNCHRONOUS_SAVES = (
-    Redirection(
-        name="results of checkpoint writers",
-        library="megatron-core",
-        why="each rank would start a process for asynchronous saves, and a killed rank would leave it behind",
-        names=(f"{WRITERS}._results_queue",),
-        apply=_use_plain_queue,
-        probe=_plain_queue_fits,
-    ),
+RESULTS = Redirection(
+    name="results of checkpoint writers",
+    library="megatron-core",
+    why="each rank would start a process for asynchronous saves, and a killed rank would leave it behind",
+    names=(f"{WRITERS}._results_queue",),
+    apply=_use_plain_queue,
+    probe=_plain_queue_fits,
 )
+
+
+def _use_threads() -> None:
+    # The standard library's threads behind the interface of processes.
+    replace(f"{WRITERS}.mp", SimpleNamespace(get_context=lambda method: multiprocessing.dummy))
+
+
+class _Opened:
+    """A file that says where it was opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.processes: list[int] = []
+
+    def __fspath__(self) -> str:
+        self.processes.append(os.getpid())
+        return self.path
+
+
+def _threads_fit() -> bool:
+    """A file without tensors, written by megatron, is opened in this process."""
+    writer = importlib.import_module(WRITERS).FileSystemWriterAsync
+    results: queue.SimpleQueue[dict[int, list[object]]] = queue.SimpleQueue()
+    with tempfile.NamedTemporaryFile() as file:
+        opened = _Opened(file.name)
+        writer.write_preloaded_data_multiproc([], False, 0, [(opened, "probe", ([], []))], results)
+    return opened.processes == [os.getpid()] and results.get_nowait() == {0: []}
+
+
+THREADS = Redirection(
+    name="processes of checkpoint writers",
+    library="megatron-core",
+    why="a killed rank would leave them behind, and they its connections open",
+    names=(f"{WRITERS}.mp", f"{WRITERS}.FileSystemWriterAsync.write_preloaded_data_multiproc"),
+    apply=_use_threads,
+    probe=_threads_fit,
+)
+
+
+def synchronous_saves() -> tuple[Redirection, ...]:
+    """What the installed megatron-core needs."""
+    forks = hasattr(importlib.import_module(WRITERS).FileSystemWriterAsync, "write_preloaded_data_multiproc")
+    return (RESULTS, THREADS) if forks else (RESULTS,)
