@@ -4,9 +4,11 @@ The processes find each other by the same environment variables that torchrun se
 cannot tell which of the two started it. torchrun stays the way to more than one machine. On one, this
 launcher is torch-free (importing torch's takes 2.5 CPU-s), gives the ranks as long as they need to
 save after Ctrl-C but no more than `KILL_AFTER_S` once one of them has failed (elastic has one such
-time, 30 s after a failure), and passes on the exit code of the rank that failed.
+time, 30 s after a failure), passes on the exit code of the rank that failed, and takes the ranks with
+it when it is killed itself.
 """
 
+import ctypes
 import os
 import random
 import signal
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -29,6 +31,9 @@ REAP_S = 5.0
 """Seconds a killed rank may hang in the kernel before it is left there."""
 
 POLL_S = 0.05
+
+PR_SET_PDEATHSIG = 1
+"""From `linux/prctl.h`: the signal that this process gets when its parent ends."""
 
 
 def run(argv: list[str], nproc: int) -> int:
@@ -97,8 +102,27 @@ def _start(command: list[str], environment: dict[str, str], rank: int) -> subpro
     # A session of its own: the terminal's Ctrl-C reaches a rank once, through us, and its data workers
     # not at all; and whatever the rank has started can be ended with it.
     return subprocess.Popen(
-        command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True
+        command,
+        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        start_new_session=True,
+        preexec_fn=_ends_with(os.getpid()),
     )
+
+
+def _ends_with(launcher: int) -> Callable[[], None]:
+    """What a rank does before it becomes its command, so that `kill -9` of the launcher alone does not leave it behind.
+
+    SIGKILL, as a rank that waits for another would not act on less. It stands from the moment that the *thread*
+    which started the rank ends, hence "from the main thread" above.
+    """
+    libc = ctypes.CDLL(None)  # loaded here: between fork and exec a lock of the loader may be held by nobody alive
+
+    def ask_the_kernel() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher:  # it has gone already
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return ask_the_kernel
 
 
 @contextmanager

@@ -155,6 +155,24 @@ time.sleep(60)
     assert not any(_alive(child) for child in children)
 
 
+def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    job = launch(2, program)
+    pids = [_content(tmp_path / str(rank)) for rank in range(2)]
+    job.kill()
+    job.communicate(timeout=5)  # to the end of the output, which the ranks hold open as long as they live
+    assert not any(_alive(pid) for pid in pids)
+
+
+def test_a_rank_whose_launcher_is_gone_before_it_could_ask_ends_at_once() -> None:
+    somebody_else = 1
+    rank = subprocess.Popen([sys.executable, "-c", "pass"], preexec_fn=local._ends_with(somebody_else))
+    assert rank.wait(20) == -signal.SIGKILL
+
+
 def _content(path: Path) -> int:
     """The number in `path`, as soon as it is there."""
     deadline = time.monotonic() + 20

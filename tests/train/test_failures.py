@@ -1,7 +1,7 @@
 """Ranks that die, runs that are killed or told to stop: they end soon, and the same command goes on from there.
 
 Real processes on two ranks, each start after the other in one output folder, since each costs ten CPU-seconds:
-SIGTERM, `kill -9` of one rank between two steps, `kill -9` of everything during a save, and to the end.
+SIGTERM, `kill -9` of one rank between two steps, `kill -9` of the launcher during a save, and to the end.
 """
 
 import json
@@ -79,8 +79,10 @@ def test_killed_and_stopped_runs_end_where_undisturbed_ones_do(
 
     reached = saved_step(output)
     in_a_save = started(argv, lambda: saved_step(output) > reached and any(half_written(output)))
-    cli.kill_all(in_a_save)
+    everything = cli.descendants(in_a_save.pid)
+    in_a_save.kill()
     in_a_save.communicate(timeout=SURVIVORS_END_WITHIN_S)
+    assert len(everything) == 4 and not any(cli.alive(pid) for pid in everything), "two ranks, a reader each"
     assert saved_step(output) < STEPS
     assert all(layout.is_iteration(folder) for folder in layout.iterations(output / "checkpoints"))
 
