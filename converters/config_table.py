@@ -68,6 +68,26 @@ class MegatronArguments:
     """Tokens visible to the (left, right) besides the token itself."""
     window_attn_skip_freq: list[int] | None = None
     """For each layer 1 (windowed) or 0 (full attention). None: every layer is windowed."""
+    layernorm_zero_centered_gamma: bool = False
+    """Norm weights are stored minus one."""
+    norm_placement: str = "pre"
+    """Norms `pre` attention and MLP, `post` (on what they add to the residual stream), or `both`."""
+    qk_layernorm_whole: bool = False
+    """The norm of queries and of keys is over all heads together, not over each."""
+    rotary_local_base: float | None = None
+    """Rotary base of the windowed layers, which then have no scaling. None: the same as of the others."""
+    no_rope_freq: list[int] | None = None
+    """For each layer 1 (no rotary embedding) or 0."""
+    softmax_scale: float | None = None
+    """Factor of the attention scores. None: 1/√kv_channels."""
+    attention_softcap: float | None = None
+    """c in c·tanh(score/c)."""
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    """Of what attention and MLP add to the residual stream."""
+    logits_divisor: float = 1.0
+    logits_softcap: float | None = None
+    """c in c·tanh(logit/c)."""
 
     num_moe_experts: int | None = None
     """Experts of each MoE layer. None: a dense model."""
@@ -162,6 +182,53 @@ class Same:
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         return {self.hf: getattr(arguments, self.megatron)}
+
+
+@dataclass(frozen=True)
+class Nullable:
+    """The same value under two names, where null is a value too: only an absent field means the default."""
+
+    hf: str
+    megatron: str
+    default: Any
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.hf,)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        return {self.megatron: config.get(self.hf, self.default)}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {self.hf: getattr(arguments, self.megatron)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few names, called differently on both sides."""
+
+    hf: str
+    megatron: str
+    names: dict[str, str]
+    """Hugging Face's name → Megatron's; the first is the default."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.hf,)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        found = config.get(self.hf) or next(iter(self.names))
+        if found not in self.names:
+            raise UserError(
+                f"config.json: `{self.hf}` is {found!r}, which this architecture does not have here.",
+                f"Possible here: {', '.join(map(repr, self.names))}.",
+            )
+        return {self.megatron: self.names[found]}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        found = getattr(arguments, self.megatron)
+        names = [name for name, megatron in self.names.items() if megatron == found]
+        return {self.hf: names[0]} if names else {}
 
 
 @dataclass(frozen=True)
@@ -298,28 +365,32 @@ class Bias:
     """`attention_bias` is on q, k, v and o; `mlp_bias` (where the family has it) on gate, up and down."""
 
     mlp: bool
-    fields: tuple[str, ...] = ("attention_bias", "mlp_bias")
+    fields: tuple[str, str, str] = ("attention_bias", "attention_bias", "mlp_bias")
+    """Whether q, k and v have a bias, whether o, and whether the MLP."""
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
-        attention = bool(config.get("attention_bias"))
-        mlp = self.mlp and bool(config.get("mlp_bias"))
-        if mlp and not attention:
+        qkv, output, mlp = (bool(config.get(field)) for field in self.fields)
+        mlp = self.mlp and mlp
+        if mlp and not (qkv and output):
             raise UserError(
-                "config.json: `mlp_bias` is true and `attention_bias` false; megatron-core has a bias on every linear "
-                "layer or on none of the MLP's.",
-                "Possible: both true, both false, or attention_bias alone.",
+                f"config.json: `{self.fields[2]}` is true and `{self.fields[0]}` false; megatron-core has a bias on "
+                "every linear layer or on none of the MLP's.",
+                f"Possible: both true, both false, or {self.fields[0]} alone.",
             )
-        return {"add_bias_linear": mlp, "add_qkv_bias": attention, "attention_output_bias": attention}
+        return {"add_bias_linear": mlp, "add_qkv_bias": qkv, "attention_output_bias": output}
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
-        if arguments.add_qkv_bias != arguments.attention_output_bias or (arguments.add_bias_linear and not self.mlp):
+        wanted = (arguments.add_qkv_bias, arguments.attention_output_bias, arguments.add_bias_linear)
+        written = {field: on for field, on in zip(self.fields, wanted, strict=True) if self.mlp or field != "mlp_bias"}
+        if self.to_megatron(written) != dict(
+            zip(("add_qkv_bias", "attention_output_bias", "add_bias_linear"), wanted, strict=True)
+        ):
             raise UserError(
-                f"add_qkv_bias={arguments.add_qkv_bias}, attention_output_bias={arguments.attention_output_bias}, "
-                f"add_bias_linear={arguments.add_bias_linear} cannot be written as this architecture.",
-                "Its `attention_bias` is on q, k, v and o together.",
+                f"add_qkv_bias={wanted[0]}, attention_output_bias={wanted[1]}, "
+                f"add_bias_linear={wanted[2]} cannot be written as this architecture.",
+                f"It has {', '.join(dict.fromkeys(self.fields))} for q, k, v; o; and the MLP.",
             )
-        mlp = {"mlp_bias": arguments.add_bias_linear} if self.mlp else {}
-        return {"attention_bias": arguments.add_qkv_bias, **mlp}
+        return written
 
 
 NO_SCALING: dict[str, Any] = {
@@ -337,6 +408,10 @@ LLAMA3_FIXED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_p
 class Rope:
     """Rotary embedding: transformers 5's `rope_parameters`, or `rope_theta` with `rope_scaling` as before it."""
 
+    base: float = 10000.0
+    """`rope_theta` where the file has none."""
+    partial: float | None = None
+    """`partial_rotary_factor` where the file has none. None: the family rotates whole heads only."""
     fields: tuple[str, ...] = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
@@ -346,51 +421,80 @@ class Rope:
         if any(isinstance(value, dict) for value in rope.values()):
             raise UserError(
                 f"config.json: `{spelling}` differs from layer to layer ({', '.join(rope)}).",
-                "megatron-core has one rotary embedding for all layers; this architecture needs one entry.",
+                "This architecture has one rotary embedding for all layers; one entry.",
             )
-        partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-        if partial not in (None, 1.0):
+        percent = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or self.partial or 1.0
+        if self.partial is None and percent != 1.0:
             raise UserError(
-                f"config.json: `partial_rotary_factor` is {partial}.", "These families rotate the whole head: 1.0."
+                f"config.json: `partial_rotary_factor` is {percent}.", "This family rotates the whole head: 1.0."
             )
-        theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-        return {"rotary_base": theta, "rotary_percent": 1.0, **self._scaling(spelling, rope, config)}
-
-    def _scaling(self, spelling: str, rope: Config, config: Config) -> dict[str, Any]:
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind == "default":
-            return NO_SCALING
-        if kind in ("linear", "llama3") and "factor" not in rope:
-            raise UserError(f"config.json: `{spelling}` of type {kind!r} has no `factor`.", "Give it.")
-        if kind == "linear":
-            return {**NO_SCALING, "seq_len_interpolation_factor": rope["factor"]}
-        if kind == "llama3":
-            _check_llama3(spelling, rope, config)
-            return {**NO_SCALING, "use_rope_scaling": True, "rope_scaling_factor": rope["factor"]}
-        raise UserError(
-            f"config.json: `{spelling}.rope_type` is {kind!r}, which megatron-core's GPT model cannot compute.",
-            "Possible: 'default', 'linear', and 'llama3' with "
-            + ", ".join(f"{name} {value:g}" for name, value in LLAMA3_FIXED.items())
-            + ".",
-        )
+        theta = rope.get("rope_theta") or config.get("rope_theta") or self.base
+        entry = {"rope_theta": theta} | ({} if self.partial is None else {"partial_rotary_factor": percent}) | rope
+        return {"rotary_base": theta, "rotary_percent": percent, **_scaling(spelling, entry, config)}
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
-        rope: Config = {"rope_theta": arguments.rotary_base, "rope_type": "default"}
-        if arguments.use_rope_scaling:
-            rope |= {"rope_type": "llama3", "factor": arguments.rope_scaling_factor, **LLAMA3_FIXED}
-        elif arguments.seq_len_interpolation_factor is not None:
-            rope |= {"rope_type": "linear", "factor": arguments.seq_len_interpolation_factor}
-        return {"rope_parameters": rope}
+        percent = {} if self.partial is None else {"partial_rotary_factor": arguments.rotary_percent}
+        return {"rope_parameters": _rope_entry(arguments) | percent}
 
 
-def _check_llama3(spelling: str, rope: Config, config: Config) -> None:
-    found = {"original_max_position_embeddings": config["max_position_embeddings"], **rope}
-    for name, value in LLAMA3_FIXED.items():
-        if found.get(name) != value:
+FULL, WINDOWED = "full_attention", "sliding_attention"
+"""transformers' names of the two kinds of layers."""
+
+
+@dataclass(frozen=True)
+class RopeByLayer:
+    """Rotary embeddings for full and for windowed layers; only the former may be scaled."""
+
+    base: float
+    local_base: float
+    """`rope_theta` of full and of windowed layers where the file has none."""
+    fields: tuple[str, ...] = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        entries = config.get("rope_parameters") or {}
+        theta = config.get("rope_theta") or self.base
+        full = {"rope_theta": theta, **(entries.get(FULL) or {}), **(config.get("rope_scaling") or {})}
+        local = {"rope_theta": config.get("rope_local_base_freq") or self.local_base, **(entries.get(WINDOWED) or {})}
+        spelling = f"rope_parameters.{FULL}"
+        if set(entries) - {FULL, WINDOWED} or _scaling(spelling, local, config) != NO_SCALING:
             raise UserError(
-                f"config.json: `{spelling}.{name}` is {found.get(name)!r}.",
-                f"megatron-core's llama3 scaling has it fixed at {value:g}; only `factor` can be chosen.",
+                "config.json: `rope_parameters` is not of the form that this architecture has.",
+                f"An entry for {FULL} and an unscaled one for {WINDOWED}.",
             )
+        return {
+            "rotary_base": full["rope_theta"],
+            "rotary_local_base": local["rope_theta"],
+            **_scaling(spelling, full, config),
+        }
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        local = {"rope_theta": arguments.rotary_local_base, "rope_type": "default"}
+        return {"rope_parameters": {FULL: _rope_entry(arguments), WINDOWED: local}}
+
+
+def _scaling(spelling: str, rope: Config, config: Config) -> dict[str, Any]:
+    """The arguments of one rotary embedding's scaling."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return NO_SCALING
+    if kind in ("linear", "llama3") and "factor" not in rope:
+        raise UserError(f"config.json: `{spelling}` of type {kind!r} has no `factor`.", "Give it.")
+    if kind == "linear":
+        return {**NO_SCALING, "seq_len_interpolation_factor": rope["factor"]}
+    llama3 = {"original_max_position_embeddings": config["max_position_embeddings"], **rope}
+    if kind == "llama3" and all(llama3.get(name) == value for name, value in LLAMA3_FIXED.items()):
+        return {**NO_SCALING, "use_rope_scaling": True, "rope_scaling_factor": rope["factor"]}
+    return {**NO_SCALING, "missing": (f"rope {kind}",)}
+
+
+def _rope_entry(arguments: MegatronArguments) -> Config:
+    """`rope_parameters` of the (full) layers."""
+    rope: Config = {"rope_theta": arguments.rotary_base, "rope_type": "default"}
+    if arguments.use_rope_scaling:
+        rope |= {"rope_type": "llama3", "factor": arguments.rope_scaling_factor, **LLAMA3_FIXED}
+    elif arguments.seq_len_interpolation_factor is not None:
+        rope |= {"rope_type": "linear", "factor": arguments.seq_len_interpolation_factor}
+    return rope
 
 
 NO_BIAS: dict[str, Any] = {"add_bias_linear": False, "add_qkv_bias": False, "attention_output_bias": False}
@@ -453,31 +557,8 @@ class WindowByLayer:
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
         window = config.get("sliding_window", self.default) if config.get("use_sliding_window") else None
-        windowed = self._windowed(config, window)
-        if not any(windowed):
-            return NO_WINDOW
-        if window is None:
-            raise UserError(
-                "config.json: `layer_types` has sliding_attention, but use_sliding_window or sliding_window is off.",
-                "Set both, or make every layer full_attention.",
-            )
-        return {"window_size": (window - 1, 0), "window_attn_skip_freq": None if all(windowed) else windowed}
-
-    def _windowed(self, config: Config, window: int | None) -> list[int]:
-        layers = config["num_hidden_layers"]
         first = config.get("max_window_layers", self.default_first)
-        kinds = config.get("layer_types") or [
-            "sliding_attention" if window is not None and layer >= first else "full_attention"
-            for layer in range(layers)
-        ]
-        wrong = set(kinds) - {"full_attention", "sliding_attention"}
-        if wrong or len(kinds) != layers:
-            raise UserError(
-                f"config.json: `layer_types` has {len(kinds)} entries for {layers} layers"
-                + (f", among them {', '.join(sorted(wrong))}." if wrong else "."),
-                "Possible: one of full_attention and sliding_attention for each layer.",
-            )
-        return [int(kind == "sliding_attention") for kind in kinds]
+        return _windows(config, window, [layer >= first for layer in range(config["num_hidden_layers"])])
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         if arguments.window_size is None:
@@ -485,7 +566,101 @@ class WindowByLayer:
         windowed = arguments.window_attn_skip_freq or [1] * arguments.num_layers
         return {
             "use_sliding_window": True,
-            "sliding_window": arguments.window_size[0] + 1,
-            "layer_types": ["sliding_attention" if on else "full_attention" for on in windowed],
+            **_layer_types(arguments),
             "max_window_layers": next(layer for layer, on in enumerate(windowed) if on),
         }
+
+
+@dataclass(frozen=True)
+class WindowPattern:
+    """A sliding window for all layers but every `period`-th: `layer_types`, or that pattern where it is absent."""
+
+    default: int | None = 4096
+    period: int = 0
+    """0: every layer has the window."""
+    pattern: str = "sliding_window_pattern"
+    """Field for another period."""
+    rope_in_window_only: bool = False
+    """Layers without the window have no rotary embedding, unless no layer has a window."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("sliding_window", "layer_types", self.pattern)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        window = config.get("sliding_window", self.default)
+        period = config.get(self.pattern) or self.period
+        if isinstance(period, str):  # "LLLG": as a word for each layer of a period
+            period = len(period)
+        layers = range(1, config["num_hidden_layers"] + 1)
+        found = _windows(config, window, [not period or layer % period != 0 for layer in layers])
+        if self.rope_in_window_only:
+            windowed = found["window_attn_skip_freq"]
+            if windowed is None and window is not None and found["window_size"] is None:
+                windowed = [0] * len(layers)
+            found["no_rope_freq"] = windowed and [1 - on for on in windowed]
+        return found
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return _layer_types(arguments)
+
+
+def _windows(config: Config, window: int | None, pattern: list[bool]) -> dict[str, Any]:
+    """Megatron's window for `layer_types`, or for `pattern` where that is absent."""
+    kinds = config.get("layer_types") or [WINDOWED if on and window is not None else FULL for on in pattern]
+    wrong = set(kinds) - {FULL, WINDOWED}
+    if wrong or len(kinds) != len(pattern):
+        raise UserError(
+            f"config.json: `layer_types` has {len(kinds)} entries for {len(pattern)} layers"
+            + (f", among them {', '.join(sorted(wrong))}." if wrong else "."),
+            f"Possible: one of {FULL} and {WINDOWED} for each layer.",
+        )
+    windowed = [int(kind == WINDOWED) for kind in kinds]
+    if not any(windowed):
+        return dict(NO_WINDOW)
+    if window is None:
+        raise UserError(
+            f"config.json: `layer_types` has {WINDOWED}, but use_sliding_window or sliding_window is off.",
+            f"Set both, or make every layer {FULL}.",
+        )
+    return {"window_size": (window - 1, 0), "window_attn_skip_freq": None if all(windowed) else windowed}
+
+
+def _layer_types(arguments: MegatronArguments) -> Config:
+    """The way back: the window and what kind each layer is."""
+    if arguments.window_size is None:
+        return {"sliding_window": None, "layer_types": [FULL] * arguments.num_layers}
+    windowed = arguments.window_attn_skip_freq or [1] * arguments.num_layers
+    return {
+        "sliding_window": arguments.window_size[0] + 1,
+        "layer_types": [WINDOWED if on else FULL for on in windowed],
+    }
+
+
+@dataclass(frozen=True)
+class EmbeddingTimesRoot:
+    """Embeddings are multiplied by √hidden, which no field of `config.json` says."""
+
+    fields: tuple[str, ...] = ()
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        return {"embedding_multiplier": config["hidden_size"] ** 0.5}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {}
+
+
+@dataclass(frozen=True)
+class QueryScalar:
+    """Attention scores are divided by the root of `query_pre_attn_scalar`."""
+
+    default: int = 256
+    fields: tuple[str, ...] = ("query_pre_attn_scalar",)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        return {"softmax_scale": config.get("query_pre_attn_scalar", self.default) ** -0.5}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        scale = arguments.softmax_scale or arguments.kv_channels**-0.5
+        scalar = round(scale**-2, 6)
+        return {"query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar}

@@ -4,6 +4,7 @@ The files in `converters/families/` each hold one `FAMILY`; conversion, model bu
 read it. Adding a family means adding a file there.
 """
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -62,7 +63,20 @@ class Family:
             if base is not None and _says(row, base, arguments):
                 continue
             config = {name: value for name, value in config.items() if name not in row.fields} | written
+        self._check_nothing_lost(config, arguments)
         return config
+
+    def _check_nothing_lost(self, config: Config, arguments: MegatronArguments) -> None:
+        """What was written must read back as the same model: a row that has no words for a value would drop it."""
+        found = self.megatron_arguments(config)
+        for field in dataclasses.fields(arguments):
+            wanted, read = getattr(arguments, field.name), getattr(found, field.name)
+            if wanted != read:
+                raise UserError(
+                    f"Megatron argument {field.name}={wanted!r} cannot be written as this architecture, {self.name}, "
+                    f"whose config.json means {read!r}.",
+                    "Export with the config.json of the architecture that was trained.",
+                )
 
     def rules_for(self, arguments: MegatronArguments, form: str | None = None) -> list[Rule]:
         """The rules whose tensor this model has, as a folder of that `form` (None: the first) holds it.

@@ -8,6 +8,10 @@ from converters.config_table import MegatronArguments
 from swift_mega.base.errors import UserError
 
 MISSING: dict[str, str] = {
+    "rope yarn": "a rotary embedding with YaRN in a dense model",
+    "rope longrope": "a rotary embedding with a factor of its own for each frequency (longrope)",
+    "rope dynamic": "a rotary embedding that depends on the length of the sequence (dynamic)",
+    "rope llama3": "Llama 3's rotary scaling with other constants than 1, 4 and 8192",
     "group by its best expert": "routing to groups of experts that are ranked by their best expert alone",
 }
 """Name, as rows of the config table give it → the feature in words."""

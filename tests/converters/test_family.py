@@ -11,6 +11,7 @@ import transformers
 
 from converters.config_table import MegatronArguments
 from converters.family import family_of, padded_vocab_size, registry
+from converters.missing import MISSING
 from swift_mega.base.errors import UserError
 
 from .conftest import BASE, LLAMA3_ROPE, VARIANTS
@@ -38,13 +39,18 @@ def test_config_goes_both_ways(variant: str, hf_model: Callable[[str], Path]) ->
 
 
 @pytest.mark.parametrize("family", sorted(registry()))
-def test_a_table_states_every_argument(family: str) -> None:
-    """No argument is left to a default that a family forgot to think of."""
+def test_a_table_states_no_argument_twice(family: str) -> None:
     config = llama(architectures=[family], num_key_value_heads=2)
     stated = [name for row in registry()[family].config for name in row.to_megatron(config)]
-    assert sorted(stated) == sorted(
-        field.name for field in dataclasses.fields(MegatronArguments) if field.name != "missing"
-    )
+    assert len(stated) == len(set(stated))
+    assert set(stated) <= {field.name for field in dataclasses.fields(MegatronArguments)}
+
+
+def test_what_a_table_has_no_words_for_is_not_dropped() -> None:
+    """An argument that no row of a family writes must have the value that the family's config.json means."""
+    plain = arguments(llama())
+    with pytest.raises(UserError, match=r"embedding_multiplier=12\.0 cannot be written as this architecture, llama"):
+        registry()["LlamaForCausalLM"].hf_config(dataclasses.replace(plain, embedding_multiplier=12.0))
 
 
 @pytest.mark.parametrize("family", sorted(registry()))
@@ -106,13 +112,7 @@ def test_windows() -> None:
 
 QWEN2: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "`rope_scaling.rope_type` is 'yarn'"),
-    "longrope": ({"rope_parameters": {"rope_type": "longrope"}}, "`rope_parameters.rope_type` is 'longrope'"),
-    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "is 'dynamic'"),
     "no factor": ({"rope_scaling": {"type": "linear"}}, "has no `factor`"),
-    "low": ({"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 2.0}}, "`rope_parameters.low_freq_factor` is 2.0"),
-    "high": ({"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 8.0}}, "fixed at 4"),
-    "original": ({"rope_parameters": LLAMA3_ROPE | {"original_max_position_embeddings": 4096}}, "fixed at 8192"),
     "rope by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differs from layer to layer"),
     "partial rotary": ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5"),
     "mlp bias alone": ({"mlp_bias": True}, "`mlp_bias` is true and `attention_bias` false"),
@@ -126,6 +126,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "window count": (QWEN2 | {"layer_types": ["full_attention"]}, "1 entries for 3 layers"),
     "window off": (QWEN2 | {"layer_types": ["sliding_attention"] * 3}, "use_sliding_window or sliding_window is off"),
 }
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "longrope": {"rope_parameters": {"rope_type": "longrope"}},
+    "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    "low": {"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 2.0}},
+    "high": {"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 8.0}},
+    "original": {"rope_parameters": LLAMA3_ROPE | {"original_max_position_embeddings": 4096}},
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_foreign_rotary_scaling_is_kept(case: str) -> None:
+    """megatron-core cannot compute it, so the model does not train; weights and config convert all the same."""
+    config = llama(**FOREIGN[case])
+    there = arguments(config)
+    family = family_of(config)
+    assert there.missing and set(there.missing) <= set(MISSING)
+    assert family.hf_config(there, config) == config
+    with pytest.raises(UserError, match=r"missing=.* cannot be written as this architecture, llama"):
+        family.hf_config(there)
 
 
 @pytest.mark.parametrize("case", REFUSED)
