@@ -17,9 +17,11 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
@@ -34,6 +36,7 @@ CHUNK_BYTES = 1 << 19
 SHOWN_BAD_ROWS = 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COMPRESSED = (".gz", ".zst")
+STRINGS = ("string", "large_string", "string_view")
 FORMATS = (".jsonl", ".json", ".parquet", ".txt")
 
 TxtDocuments = Literal["file", "paragraph", "line"]
@@ -144,7 +147,7 @@ def _json_text(row: bytes | None, key: str) -> str:
     """
     try:
         return str(_decoder(key).decode(row or b"").text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _slow_json_text(_text(row), key)
 
 
@@ -229,7 +232,7 @@ def find_files(name: str) -> list[Path] | None:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _format(file) in FORMATS and file.is_file())
+        found = sorted(file for file in path.rglob("*") if _is_input(file.relative_to(path)) and file.is_file())
     elif any(character in name for character in "*?["):
         found = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
     elif name.startswith("ms::") or (name.count("/") == 1 and not path.suffix and name[0] not in "./~"):
@@ -241,6 +244,11 @@ def find_files(name: str) -> list[Path] | None:
             f"`{name}` is no file, and no folder or pattern that holds one.", f"Formats: {', '.join(FORMATS)}."
         )
     return found
+
+
+def _is_input(path: Path) -> bool:
+    """By name. Hidden ones are not, as a glob has it: editors and notebooks keep second copies there."""
+    return _format(path) in FORMATS and not any(part.startswith(".") for part in path.parts)
 
 
 def open_file(path: Path, text_key: str, txt_documents: TxtDocuments) -> Source:
@@ -260,24 +268,36 @@ def open_file(path: Path, text_key: str, txt_documents: TxtDocuments) -> Source:
 
 
 def _format(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
 
 
-def _open(path: Path) -> tuple[BinaryIO, BinaryIO]:
-    """The file as stored, for its position, and its content, decompressed where the name says so."""
-    stored = path.open("rb")
-    if path.suffix == ".gz":
-        return stored, io.BufferedReader(gzip.GzipFile(fileobj=stored))
-    if path.suffix == ".zst":
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The file as stored, for its position, and its content, decompressed where the name says so.
+
+    Raises:
+        UserError: it cannot be read, or is compressed and damaged or cut short.
+    """
+    try:
+        with path.open("rb") as stored, _decompressed(path, stored) as content:
+            yield stored, content
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path} cannot be read to its end: {error}.", "Fetch the file again.") from None
+
+
+def _decompressed(path: Path, stored: BinaryIO) -> BinaryIO:
+    if path.suffix.lower() == ".gz":
+        return io.BufferedReader(gzip.GzipFile(fileobj=stored))
+    if path.suffix.lower() == ".zst":
         import pyarrow as pa
 
-        return stored, io.BufferedReader(pa.input_stream(stored, compression="zstd"))
-    return stored, stored
+        return io.BufferedReader(pa.input_stream(stored, compression="zstd"))
+    return stored
 
 
 def _starts_with_list(path: Path) -> bool:
-    stored, content = _open(path)
-    with stored, content:
+    with _opened(path) as (_, content):
         return content.read(64).removeprefix(BYTE_ORDER_MARK).lstrip()[:1] == b"["
 
 
@@ -301,17 +321,13 @@ class _File:
         Raises:
             UserError: a compressed file that is damaged or cut short.
         """
-        stored, content = _open(self.path)
-        with stored, content:
+        with _opened(self.path) as (stored, content):
             done = 0
-            try:
-                while block := content.read(size):
-                    if not block.endswith(b"\n"):
-                        block += content.readline()
-                    yield block if done else block.removeprefix(BYTE_ORDER_MARK), stored.tell() - done
-                    done = stored.tell()
-            except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
-                raise UserError(f"{self.path} cannot be read to its end: {error}.", "Fetch the file again.") from None
+            while block := content.read(size):
+                if not block.endswith(b"\n"):
+                    block += content.readline()
+                yield block if done else block.removeprefix(BYTE_ORDER_MARK), stored.tell() - done
+                done = stored.tell()
 
 
 @dataclass
@@ -338,7 +354,7 @@ class TextFile(_File):
         if self.documents == "file":
             yield Chunk(self.name, 1, "text", [content], self.bytes)
             return
-        paragraphs = [lines.strip(b"\n") for lines in content.replace(b"\r\n", b"\n").split(b"\n\n")]
+        paragraphs = [lines.strip(b"\n") for lines in re.split(rb"\n\s*\n", content.replace(b"\r\n", b"\n"))]
         rows: list[bytes | None] = [lines for lines in paragraphs if lines.strip()]
         yield from _in_chunks(self.name, "text", rows, self.bytes)
 
@@ -351,7 +367,7 @@ class JsonList(_File):
         content = b"".join(block for block, _ in self._blocks(CHUNK_BYTES))
         try:
             rows = msgspec.json.decode(content, type=list[msgspec.Raw])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise UserError(
                 f"{self.path} is not valid JSON: {error}.", "Mend it, or write one object a line."
             ) from None
@@ -414,8 +430,9 @@ def _check_column(name: str, column: str, schema: Any) -> None:
     names = list(getattr(schema, "names", schema))
     if column not in names:
         raise UserError(f"{name} has no column `{column}`.", f"Columns: {', '.join(names)} (`--text-key`).")
-    kind = schema.field(column).type if hasattr(schema, "field") else schema[column].dtype
-    if "string" not in str(kind):
+    # A struct is a plain dict to `datasets`, and has no dtype.
+    kind = schema.field(column).type if hasattr(schema, "field") else getattr(schema[column], "dtype", schema[column])
+    if str(kind).removeprefix("dictionary<values=").partition(",")[0] not in STRINGS:
         raise UserError(f"the column `{column}` of {name} holds {kind}, not strings.", "Choose another `--text-key`.")
 
 

@@ -87,11 +87,18 @@ def test_txt(tmp_path: Path, documents: str, expected: list[str]) -> None:
     assert read(tmp_path / "a.txt", txt_documents=documents)[0] == expected
 
 
+def test_a_line_of_blanks_parts_paragraphs_and_indents_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\n \t\r\n  two\n\tthree\n")
+    assert read(tmp_path / "a.txt", txt_documents="paragraph")[0] == ["one", "  two\n\tthree"]
+
+
 def test_many_inputs_keep_their_order(tmp_path: Path) -> None:
     for folder, name in (("x", "b"), ("x", "a"), ("y", "c")):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / f"{name}.jsonl").write_text(json.dumps({"body": name}))
     (tmp_path / "x" / "notes.md").write_text("not data")
+    (tmp_path / "x" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "x" / ".ipynb_checkpoints" / "a-checkpoint.jsonl").write_text(json.dumps({"body": "a second time"}))
     assert read(tmp_path / "y", f"{tmp_path}/x/*.jsonl", text_key="body")[0] == ["c", "a", "b"]
     assert read(tmp_path / "x", text_key="body")[0] == ["a", "b"]
 
@@ -123,6 +130,21 @@ def test_bad_rows_are_counted_and_placed(tmp_path: Path) -> None:
         (f"{path}:7", "not UTF-8"),
         (f"{path}:8", "`text` holds half of a surrogate pair"),
     ]
+
+
+def test_a_row_too_deep_for_any_parser_is_a_bad_row(tmp_path: Path) -> None:
+    deep = '{"text": "a", "more": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    (tmp_path / "a.jsonl").write_text(f'{deep}\n{{"text": "b"}}\n')
+    texts, _, bad = read(tmp_path / "a.jsonl", policy="skip")
+    assert (texts, bad.reasons) == (["b"], {"not valid JSON": 1})
+    (tmp_path / "a.json").write_text(f"[{deep}]")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        read(tmp_path / "a.json")
+
+
+def test_upper_case_names(tmp_path: Path) -> None:
+    write_gz(tmp_path / "A.JSONL.GZ")
+    assert read(tmp_path)[0] == read(tmp_path / "A.JSONL.GZ")[0] != []
 
 
 def test_a_bad_row_ends_the_reading(tmp_path: Path) -> None:
@@ -160,13 +182,25 @@ def damaged(path: Path, write: Callable[[Path], None]) -> None:
         ("a.csv", lambda path: path.write_text("a,b"), r"format `.csv` is not known"),
         ("a.jsonl.gz", lambda path: damaged(path, write_gz), "cannot be read to its end"),
         ("a.jsonl.zst", lambda path: damaged(path, write_zst), "cannot be read to its end"),
+        ("a.json.gz", lambda path: path.write_bytes(b"not gzip"), "cannot be read to its end: Not a gzipped file"),
+        ("b.json.gz", lambda path: path.write_bytes(gzip.compress(b"[]")[:12]), "cannot be read to its end"),
+        ("a.json.zst", lambda path: path.write_bytes(b"not zstd"), "cannot be read to its end"),
         ("a.parquet", lambda path: damaged(path, write_parquet), "cannot be read as Parquet"),
         ("a.json", lambda path: path.write_text('[{"text": "a"}, '), "is not valid JSON"),
         ("b.parquet", lambda path: pq.write_table(pa.table({"n": [1]}), path), "has no column `text`.\n.*Columns: n"),
         ("c.parquet", lambda path: pq.write_table(pa.table({"text": [1]}), path), "holds int64, not strings"),
+        ("d.parquet", lambda path: pq.write_table(pa.table({"text": [["a"]]}), path), "holds list<.*, not strings"),
     ],
 )
 def test_errors(tmp_path: Path, name: str, make: Callable[[Path], None], message: str) -> None:
     make(tmp_path / name)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
+
+
+def test_a_column_of_a_data_set_that_holds_structs() -> None:
+    import datasets
+
+    features = datasets.Features({"text": {"role": datasets.Value("string")}})
+    with pytest.raises(UserError, match=r"holds \{.*\}, not strings"):
+        readers._check_column("org/chats", "text", features)
