@@ -111,7 +111,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     try:
         text = Path(path).read_text(encoding="utf-8")
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, _yaml_loader()) or {}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.", "Give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
@@ -125,6 +125,24 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"{path} holds {type(values).__name__}, not `name: value` pairs.", "For example `train: {steps: 100}`."
         )
     return values
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, which alone would take the last of two equal names and forget the first."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value]
+            for number, (key, _) in enumerate(node.value):
+                if key.value in names[:number]:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"`{key.value}` is there a second time", key.start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def to_dict(config: Any) -> dict[str, Any]:

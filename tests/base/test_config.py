@@ -105,7 +105,12 @@ def test_a_wrong_value_is_named_with_its_place(values: dict[str, Any], what: str
 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
-    for text, what in (("a: [1", "is not valid YAML"), ("- 1", "holds list, not `name: value` pairs")):
+    for text, what in (
+        ("a: [1", "is not valid YAML"),
+        ("- 1", "holds list, not `name: value` pairs"),
+        ("train: {steps: 1}\nmodel: {path: m}\ntrain: {seed: 2}", "`train` is there a second time(.|\n)*line 3"),
+        ("train: {steps: 1, seed: 2, steps: 3}", "`steps` is there a second time"),
+    ):
         (tmp_path / "run.yaml").write_text(text)
         with pytest.raises(UserError, match=what):
             configs.read_yaml(tmp_path / "run.yaml")
