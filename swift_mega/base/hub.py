@@ -11,6 +11,7 @@ Code that comes with a repository is neither downloaded nor run.
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from swift_mega.base.errors import UserError
 MODELSCOPE = "ms::"
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 WEIGHTS = ["*.safetensors"]
+ID_PART = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
+"""Of an id: what Hugging Face's client accepts; a path with a blank in it, mistyped, is none."""
 NOT_OURS = ["*/*"]
 """Weights in another format (`original/`, `onnx/` …) lie in folders of a repository, ours at its top."""
 
@@ -65,7 +68,7 @@ def _hub_of(name: str) -> tuple[Hub, str]:
     """The hub that `name` means and the id there."""
     repository = name.removeprefix(MODELSCOPE)
     parts = repository.split("/")
-    if len(parts) != 2 or not all(part and part[0] not in ".~" for part in parts):
+    if len(parts) != 2 or not all(map(ID_PART.fullmatch, parts)):
         raise UserError(
             f"`{name}` is neither a folder here nor an id.",
             "Give the path of a folder, `org/name` on Hugging Face, or `ms::org/name` on ModelScope.",

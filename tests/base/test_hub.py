@@ -124,7 +124,9 @@ def test_no_network_and_nothing_in_the_cache(server: HubServer, prefix: str, mon
         resolve_model(f"{prefix}org/tiny")
 
 
-@pytest.mark.parametrize("name", ["./missing", "/no/where", "a/b/c", "word", "ms::word", "../a"])
+@pytest.mark.parametrize(
+    "name", ["./missing", "/no/where", "a/b/c", "word", "ms::word", "../a", "my models/a b", "a/b..c", "a/b-"]
+)
 def test_neither_folder_nor_id(name: str) -> None:
     with pytest.raises(UserError, match="is neither a folder here nor an id"):
         resolve_model(name)
