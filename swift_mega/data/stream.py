@@ -24,13 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from megatron.core.datasets import helpers
-from megatron.core.datasets.blended_megatron_dataset_config import (
-    convert_split_vector_to_split_matrix,
-    parse_and_normalize_split,
-)
+from megatron.core.datasets.blended_megatron_dataset_config import convert_split_vector_to_split_matrix
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from megatron.core.datasets.utils import Split
+from megatron.core.datasets.utils import Split, normalize
 
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
@@ -122,9 +119,10 @@ def _split(split: str) -> list[tuple[float, float] | None]:
         shares = [float(share) for share in split.replace("/", ",").split(",")]
     except ValueError:
         shares = []
-    if not 1 <= len(shares) <= 3 or min(shares) < 0 or sum(shares) <= 0:
+    if not 1 <= len(shares) <= 3 or min(shares) < 0 or not 0 < sum(shares) < math.inf:
         raise UserError(f"`data.split` {split!r} is not up to three shares.", "For example `969,30,1`, or `100,0,0`.")
-    return list(convert_split_vector_to_split_matrix(parse_and_normalize_split(split)))
+    # megatron-core's own parser reads `1e-1` as two shares.
+    return list(convert_split_vector_to_split_matrix(normalize([*shares, 0.0, 0.0][:3])))
 
 
 @dataclass(frozen=True)

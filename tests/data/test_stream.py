@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.blended_megatron_dataset_config import (
+    convert_split_vector_to_split_matrix,
+    parse_and_normalize_split,
+)
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch.multiprocessing.spawn import spawn
 
@@ -17,7 +21,7 @@ from swift_mega.base.errors import UserError
 from swift_mega.data import stream as stream_module
 from swift_mega.data.config import DataConfig
 from swift_mega.data.loader import loader
-from swift_mega.data.stream import Stream, Streams, build_streams, epoch_seed
+from swift_mega.data.stream import Stream, Streams, _split, build_streams, epoch_seed
 
 LENGTH = 8
 
@@ -184,6 +188,8 @@ def test_full_disk(build: Any, counting: Any, monkeypatch: Any) -> None:
         (["{a}", "{a}.bin"], {}, "is listed twice"),
         (["{a}"], {"split": "0,1,0"}, "leaves nothing to train on"),
         (["{a}"], {"split": "all"}, "is not up to three shares"),
+        (["{a}"], {"split": "inf,1,0"}, "is not up to three shares"),
+        (["{a}"], {"split": "1,nan,0"}, "is not up to three shares"),
         (["{short}"], {}, r"has 8 tokens in the 2 documents for train; one sample takes sequence_length \+ 1 = 9"),
         (["{a}"], {"split": "99,1,0"}, r"has 0 tokens in the 0 documents for valid"),
         (["{empty}"], {}, "is empty: 0 documents"),
@@ -238,3 +244,13 @@ def test_two_ranks_read_the_same_and_fail_together(
     assert said[0] == said[1]
     assert said[0][0] == str(first_tokens(build([prefix], 100).train))
     assert "cannot be written" in said[0][1]
+
+
+@pytest.mark.parametrize("split", ["969,30,1", "99", "90/10", ".8,.15,.05", "0,1,2", "98.5, 1, .5"])
+def test_shares_are_megatrons(split: str) -> None:
+    assert _split(split) == convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
+
+
+def test_shares_as_powers_of_ten() -> None:
+    assert _split("1e2,0,0") == _split("100,0,0")
+    assert _split("99,1e0,0") == _split("99,1,0")
