@@ -1,7 +1,8 @@
 """Turn a Hugging Face model into a Megatron checkpoint, or back; the source decides which way.
 
-No GPU is needed, and at most one layer's tensor is in memory. Nothing appears at DST before the
-conversion is complete, every tensor is accounted for, and there and back again is byte-identical.
+No GPU and no torch are needed: a conversion is a planned copy of bytes. Nothing appears at DST before it is
+complete, every tensor is accounted for, and there and back again is byte-identical. What was interrupted goes on
+where it stopped when the same command is given again.
 """
 
 # Read by --help and by the launcher, so without torch until it runs.
@@ -33,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-tp", type=int, default=1, metavar="N", help="tensor parallel size to pad for (default: 1)"
     )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads that copy (default: 2)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and what it would cost")
     parser.add_argument("--revision", help="branch, tag or commit of SRC on the hub")
 
 
@@ -41,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from converters.convert import DTYPES, Options, convert
     from swift_mega.base.hub import resolve_model
 
-    for name in ("vocab_divisible_by", "target_tp"):
+    for name in ("vocab_divisible_by", "target_tp", "jobs"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}.", "Give a number of at least 1.")
     options = Options(
@@ -50,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
         dtype=DTYPES[args.dtype] if args.dtype else None,
         vocab_divisible_by=args.vocab_divisible_by,
         target_tp=args.target_tp,
+        jobs=args.jobs,
+        dry_run=args.dry_run,
     )
     convert(resolve_model(args.source, args.revision), args.target, to=args.to, options=options)
 

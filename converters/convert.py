@@ -1,28 +1,30 @@
-"""`swift-mega convert`: Hugging Face → Megatron and back, streamed, without building a model.
+"""`swift-mega convert`: Hugging Face → Megatron and back, as a planned copy of bytes, without building a model.
 
-Which way is decided by looking at the source. A conversion is a list of jobs, one for each chunk of
-each Megatron tensor, taken in the order in which the source has them on disk; at any time one chunk
-is in memory. Before the first job every tensor of the source and of the target has been accounted
-for. The result is written under a temporary name beside the target and renamed when it is complete.
+Which way is decided by looking at the source. Before the first byte moves, every tensor of the source and of the
+target has been accounted for, and there is a plan (`converters.plan`). The result is written under a temporary name
+beside the target and renamed when it is complete; a conversion that was interrupted goes on where it stopped.
 """
 
+import argparse
 import contextlib
-import re
+import dataclasses
+import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from converters import checkpoint
-from converters.accounting import mismatch
+from converters import checkpoint, engine
 from converters.families._common import EMBEDDING
-from converters.family import family_of, padded_vocab_size
-from converters.stores import safetensors, torch_dist
+from converters.hf import canonical, repeated
+from converters.plan import Plan, Target, make_plan
+from converters.source import Source, open_source
+from converters.space import Box, Space
+from converters.stores import safetensors, torch_dist, torch_zip
 from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
-from swift_mega.base.console import Progress, progress, say
+from swift_mega.base.console import progress, say
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
 
@@ -31,8 +33,9 @@ Format = Literal["megatron", "hf"]
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 """`--dtype` → torch's name."""
 
-NOT_WEIGHTS = ("optimizer.", "chained_", "rng_state", "rerun_state_machine_state", "opt_param_scheduler")
-"""How the keys begin that a training checkpoint holds besides the model."""
+NAMES = {"hf": "Hugging Face", "megatron": "Megatron"}
+MAX_CHUNK_BYTES = 1 << 30
+"""A larger box of a tensor is stored in several chunks, cut along its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,28 @@ class Options:
     target_tp: int = 1
     """The Megatron embedding is padded to a multiple of vocab_divisible_by × target_tp."""
 
+    jobs: int = 2
+    """Threads that copy."""
+
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """All that is known before the first byte moves."""
+
+    source: Source
+    to: Format
+    target: Target
+    plan: Plan
+    weights: Path
+    """The folder that takes the weights."""
+    hf_files: Path
+    """The folder that takes config.json, tokenizer and the like."""
+    tensors: dict[str, TensorSpec]
+    """Of the target, under its own names."""
+
 
 def convert(source: Path, target: Path, *, to: Format | None = None, options: Options | None = None) -> None:
     """Convert a Hugging Face folder into a Megatron checkpoint, or the other way round.
@@ -63,146 +88,197 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
         UserError: whatever a user can mend; nothing is left at the target then.
     """
     source, target, options = Path(source), Path(target), options or Options()
-    direction: Format = "hf" if checkpoint.is_megatron(source) else "megatron"
-    if not source.is_dir():
-        raise UserError(f"there is no folder {source}.", "Give a Hugging Face folder or a Megatron checkpoint.")
+    opened = open_source(source, options.vocab_divisible_by, options.target_tp)
+    direction: Format = "hf" if opened.kind == "megatron" else "megatron"
     if to not in (None, direction):
         raise UserError(
             f"{source} is a {'Megatron checkpoint' if direction == 'hf' else 'Hugging Face folder'} already.",
             f"Leave out --to, or say --to {direction}.",
         )
-    with _staged(source, target, options.overwrite) as folder:
-        (_to_hf if direction == "hf" else _to_megatron)(source, folder, options)
+    staging = _staging(source, target, options.overwrite)
+    conversion = (_to_hf if direction == "hf" else _to_megatron)(opened, staging, options)
+    _say(conversion)
+    if options.dry_run:
+        from converters.forecast import say_forecast
+
+        say_forecast(conversion, target, options.jobs)
+        return
+    with _renamed(staging, target):
+        _carry_out(conversion, staging, options.jobs)
     say(f"wrote {target}")
 
 
-def _to_megatron(source: Path, root: Path, options: Options) -> None:
-    config = checkpoint.read_config(source)
-    family = family_of(config)
-    vocab_size = family.megatron_arguments(config).vocab_size
-    padded = padded_vocab_size(vocab_size, options.vocab_divisible_by, options.target_tp)
-    view = MegatronView(family, config, safetensors.open_folder(source), padded)
-    say(f"{source} → Megatron: {family.name}, vocabulary {vocab_size:,} padded to {padded:,}")
-    _say_all(view.notes)
-
-    tensors = {key: _cast_spec(spec, options.dtype) for key, spec in view.tensors.items()}
-    jobs = sorted(
+def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
+    view = source.view
+    assert view is not None, "a Hugging Face source has a view"
+    tensors = {key: _cast_spec(stored.spec, options.dtype) for key, stored in source.space.items()}
+    chunks = sorted(
         ((key, offset, shape) for key in tensors for offset, shape in view.chunks(key)),
-        key=lambda job: view.position(job[0], job[1]),
+        key=lambda chunk: view.position(chunk[0], chunk[1]),
     )
     folder = root / checkpoint.RELEASE
-    objects = list(torch_dist.extra_state_keys(tensors))
-    writer = torch_dist.TorchDistWriter(folder, tensors, len(jobs) + len(objects))
-    with contextlib.closing(writer), _bytes_bar(view, "HF → Megatron") as bar:
-        for key, offset, shape in jobs:
-            array = view.read(key, offset, shape)
-            writer.write(key, offset, torch_dist.cast(array, view.tensors[key].dtype, tensors[key].dtype))
-            bar.update(array.nbytes)
-        for key in objects:
-            writer.write_object(key, torch_dist.empty_extra_state())
-        writer.finish(
-            {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"singleton_local_shards": False}}
-        )
-    checkpoint.copy_hf_files(source, folder / checkpoint.HF)
-    checkpoint.state_dtype(folder / checkpoint.HF, tensors)
-    with write_errors_are_the_users(root):
-        checkpoint.write_tracker(root, None)
+    target = torch_dist.layout(
+        folder,
+        tensors,
+        [part for key, offset, shape in chunks for part in _small(key, offset, shape, tensors[key].dtype)],
+        {key: torch_dist.empty_extra_state() for key in torch_dist.extra_state_keys(tensors)},
+        torch_zip.saved(
+            {
+                "checkpoint_version": 3.0,
+                "iteration": 0,
+                "args": _megatron_namespace(source, tensors[EMBEDDING].shape[0]),
+                "content_metadata": {"singleton_local_shards": False},
+            }
+        ),
+    )
+    plan = make_plan(source.space, target.space)
+    return Conversion(source, "megatron", target, plan, folder, folder / checkpoint.HF, tensors)
 
 
-def _to_hf(source: Path, target: Path, options: Options) -> None:
-    folder = checkpoint.latest(source)
-    config = checkpoint.read_config(folder)
-    family = family_of(config)
-    arguments = family.megatron_arguments(config)
-    stored = torch_dist.open_checkpoint(folder)
-    say(f"{folder} → Hugging Face: {family.name}")
-    weights = _model_tensors(stored.tensors, folder)
-    _say_all(_left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)]))
-
-    if fault := mismatch((rule.megatron for rule in family.rules_for(arguments)), weights):
-        raise UserError(
-            f"{folder} does not hold the tensors of {family.name} with its hf/config.json: {fault}.",
-            "The checkpoint is of another model than hf/ says, or of a layout that cannot be exported.",
-        )
-    tensors = hf_tensors(family, arguments, {key: options.dtype or spec.dtype for key, spec in weights.items()})
-    store = safetensors.create(target, tensors, options.max_shard_bytes)
-    view = MegatronView(family, config, store, weights[EMBEDDING].shape[0])
-    _check_shapes(folder, view, weights)
-
-    jobs = sorted(((key, chunk) for key in weights for chunk in stored.chunks[key]), key=lambda job: job[1][2:4])
-    with contextlib.closing(store), _bytes_bar(view, "Megatron → HF") as bar:
-        for key, chunk in jobs:
-            array = torch_dist.cast(stored.read(key, chunk), weights[key].dtype, view.tensors[key].dtype)
-            view.write(key, chunk.offset, array)
-            bar.update(array.nbytes)
-        safetensors.finish(store)
-    checkpoint.copy_hf_files(folder / checkpoint.HF, target)
-    checkpoint.state_dtype(target, tensors)
+def _megatron_namespace(source: Source, padded_vocab_size: int) -> argparse.Namespace:
+    """The arguments under which Megatron-LM would have made the checkpoint; it checks some of them at loading."""
+    fields = {
+        name: value
+        for name, value in dataclasses.asdict(source.arguments).items()
+        if isinstance(value, bool | int | float | str | list | tuple | type(None))
+    }
+    return argparse.Namespace(
+        **fields, padded_vocab_size=padded_vocab_size, add_position_embedding=False, swiglu=source.arguments.swiglu
+    )
 
 
-def _model_tensors(tensors: dict[str, TensorSpec], folder: Path) -> dict[str, TensorSpec]:
-    weights = {key: spec for key, spec in tensors.items() if not key.startswith(NOT_WEIGHTS)}
-    if EMBEDDING not in weights:
-        raise UserError(
-            f"{folder} has no `{EMBEDDING}`; it holds: {', '.join(sorted(tensors)[:5]) or 'no tensors'}.",
-            "Give a checkpoint of a whole GPT model.",
-        )
-    return weights
+def _small(key: str, offset: Box, shape: Box, dtype: str) -> Iterator[tuple[str, Box, Box]]:
+    """A box cut along its rows into chunks of at most `MAX_CHUNK_BYTES`."""
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), 0)
+    nbytes = TensorSpec(shape, dtype).nbytes
+    rows = max(1, shape[axis] * MAX_CHUNK_BYTES // max(1, nbytes))
+    for first in range(0, max(1, shape[axis]), rows):
+        count = min(rows, shape[axis] - first)
+        begin = (*offset[:axis], offset[axis] + first, *offset[axis + 1 :])
+        yield key, begin, (*shape[:axis], count, *shape[axis + 1 :])
 
 
-def _left_out(keys: list[str]) -> list[str]:
-    """One line for each kind of entry that is not a weight."""
-    kinds = Counter("_extra_state" if "._extra_state" in key else re.split("[./]", key)[0] for key in keys)
-    return [f"left out {count:,} entries of `{kind}`: not weights" for kind, count in sorted(kinds.items())]
+def _to_hf(source: Source, folder: Path, options: Options) -> Conversion:
+    dtypes = {key: options.dtype or stored.spec.dtype for key, stored in source.space.items()}
+    tensors = hf_tensors(source.family, source.arguments, dtypes)
+    target = safetensors.layout(folder, tensors, options.max_shard_bytes)
+    store = safetensors.SafetensorsFolder(folder, safetensors.places(target), writable=False)
+    view = MegatronView(source.family, source.config, store, source.space[EMBEDDING].spec.shape[0])
+    _check_shapes(source.path, view, source.space)
+    plan = make_plan(source.space, canonical(view))
+    plan.moves.extend(repeated(plan.moves, view))
+    return Conversion(source, "hf", target, plan, folder, folder, tensors)
 
 
-def _check_shapes(folder: Path, view: MegatronView, weights: dict[str, TensorSpec]) -> None:
-    for key, spec in weights.items():
+def _check_shapes(folder: Path, view: MegatronView, space: Space) -> None:
+    for key, stored in space.items():
         wanted = view.tensors[key].shape
-        if spec.shape != wanted:
+        if stored.spec.shape != wanted:
             raise UserError(
-                f"{folder}: `{key}` is {list(spec.shape)}, with hf/config.json it would be {list(wanted)}.",
+                f"{folder}: `{key}` is {list(stored.spec.shape)}, with hf/config.json it would be {list(wanted)}.",
                 "The checkpoint is of another model than hf/ says.",
             )
 
 
-@contextlib.contextmanager
-def _staged(source: Path, target: Path, overwrite: bool) -> Iterator[Path]:
-    """A fresh folder beside the target that takes its name if the body succeeds, and vanishes if not."""
+def _carry_out(conversion: Conversion, root: Path, jobs: int) -> None:
+    """Reserve, copy, finish; what is done already is not done again."""
+    portions = engine.parts(conversion.plan)
+    journal = root / engine.JOURNAL
+    state = root / f"{engine.JOURNAL}.plan"
+    mark = engine.fingerprint(conversion.plan)
+    if state.is_file() and state.read_text(encoding="ascii") == mark:
+        say("  going on where the last attempt was interrupted")
+    else:
+        _start(conversion, root, state, mark)
+    with progress(
+        conversion.plan.nbytes, f"{NAMES[conversion.source.kind]} → {NAMES[conversion.to]}", "B", True
+    ) as bar:
+        engine.run(portions, range(len(portions)), journal, jobs, bar.update)
+    checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files)
+    checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
+    engine.finish(conversion.target)
+    if conversion.to == "megatron":
+        with write_errors_are_the_users(root):
+            checkpoint.write_tracker(root, None)
+    for path in (journal, state):
+        path.unlink(missing_ok=True)
+
+
+def _start(conversion: Conversion, root: Path, state: Path, mark: str) -> None:
+    with write_errors_are_the_users(root):
+        shutil.rmtree(root, ignore_errors=True)
+        conversion.weights.mkdir(parents=True)
+    engine.reserve(conversion.target)
+    state.write_text(mark, encoding="ascii")
+
+
+def _staging(source: Path, target: Path, overwrite: bool) -> Path:
+    """Where the target is put together: beside it, under a name that says that it is unfinished.
+
+    Raises:
+        UserError: the target is taken.
+    """
     source, target = source.resolve(), target.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"{target} and the source {source} lie in one another.", "Choose a target elsewhere.")
-    staging, replaced = (target.with_name(f".{target.name}{suffix}") for suffix in (checkpoint.UNFINISHED, ".replaced"))
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)  # an earlier conversion was killed between the two renames below
+    _mend(target)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file.", "Choose a folder as target.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UserError(f"{target} is not empty.", "Choose another target, or --overwrite to replace it.")
+    return target.with_name(f".{target.name}{checkpoint.UNFINISHED}")
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _mend(target: Path) -> None:
+    """An earlier conversion may have been killed between its two renames."""
+    if _replaced(target).exists() and not target.exists():
+        _replaced(target).rename(target)
+
+
+@contextlib.contextmanager
+def _renamed(staging: Path, target: Path) -> Iterator[None]:
+    """Give the staging folder the target's name if the body succeeds. A UserError in it leaves nothing behind;
+    an interruption leaves what was done, for the next attempt."""
+    target = target.resolve()
     with write_errors_are_the_users(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)  # left by a conversion that was killed
-        shutil.rmtree(replaced, ignore_errors=True)
-        staging.mkdir()
+        shutil.rmtree(_replaced(target), ignore_errors=True)
     try:
-        yield staging
+        yield
         if target.exists():
-            target.rename(replaced)
-        staging.rename(target)
-    finally:
+            target.rename(_replaced(target))
+        os.replace(staging, target)
+    except UserError:
         shutil.rmtree(staging, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+        raise
+    except KeyboardInterrupt:
+        say(f"interrupted; the same command goes on from here (or remove {staging})")
+        raise
+    shutil.rmtree(_replaced(target), ignore_errors=True)
 
 
-def _bytes_bar(view: MegatronView, desc: str) -> contextlib.AbstractContextManager[Progress]:
-    total = sum(spec.nbytes for spec in view.tensors.values())
-    return progress(total, desc, "B", unit_scale=True)
+def _say(conversion: Conversion) -> None:
+    source = conversion.source
+    arrow = f"{source.path} → {NAMES[conversion.to]}: {source.family.name}"
+    vocabulary = source.space[EMBEDDING].spec.shape[0]
+    padded = f", vocabulary {source.arguments.vocab_size:,} padded to {vocabulary:,}"
+    say(arrow + (padded if conversion.to == "megatron" else ""))
+    for note in source.notes:
+        say(f"  {note}")
+    for (stored, wanted), count in conversion.plan.casts.items():
+        say(f"  {count:,} elements are cast from {stored} to {wanted}" + (LOSSY if _loses(stored, wanted) else ""))
+
+
+LOSSY = ", which loses bits"
+
+
+def _loses(stored: str, wanted: str) -> bool:
+    return (stored, wanted) not in {("bfloat16", "float32"), ("float16", "float32")} and wanted != "float64"
 
 
 def _cast_spec(spec: TensorSpec, dtype: str | None) -> TensorSpec:
     return TensorSpec(spec.shape, dtype or spec.dtype)
-
-
-def _say_all(lines: list[str]) -> None:
-    for line in lines:
-        say(f"  {line}")

@@ -38,3 +38,32 @@ CARRIER: dict[str, np.dtype] = {
 
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 """What a weight may be stored as; anything else is a quantised model or a damaged file."""
+
+
+def cast(array: np.ndarray, stored: str, dtype: str) -> np.ndarray:
+    """The same numbers in another dtype, rounded to nearest even where that is narrower; carriers on both sides.
+
+    Raises:
+        ValueError: a dtype that numbers cannot be cast from or to here.
+    """
+    if stored == dtype:
+        return array
+    if stored not in FLOATS or dtype not in FLOATS:
+        raise ValueError(f"no cast from {stored} to {dtype}")
+    wide = _from_bfloat16(array) if stored == "bfloat16" else array
+    with np.errstate(over="ignore"):  # beyond the range of float16 is infinity, as torch has it
+        return _to_bfloat16(wide) if dtype == "bfloat16" else wide.astype(CARRIER[dtype])
+
+
+FLOATS = ("float64", "float32", "bfloat16", "float16")
+
+
+def _from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper half of a float32, rounded to nearest even; a NaN stays one."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)

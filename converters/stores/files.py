@@ -22,4 +22,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any], sort_keys: bool = True) -> None:
     """As transformers writes its JSON files."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(json_bytes(content, sort_keys))
+
+
+def json_bytes(content: dict[str, Any], sort_keys: bool = True) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode()

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from converters.stores.files import read_json, write_json
+from converters.plan import Target
+from converters.space import Placement, Space, Stored, row_major
+from converters.stores.files import json_bytes, read_json, write_json
 from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
@@ -60,6 +62,11 @@ class Place:
     offset: int
     """Of its first byte, from the start of the file."""
 
+    def stored(self) -> Stored:
+        shape, itemsize = self.spec.shape, CARRIER[self.spec.dtype].itemsize
+        whole = Placement((0,) * len(shape), shape, self.file, self.offset, row_major(shape, itemsize))
+        return Stored(self.spec, [whole])
+
 
 class SafetensorsFolder:
     """Arrays by tensor name; each is a window on the mapped file, so nothing is read before it is used."""
@@ -70,6 +77,10 @@ class SafetensorsFolder:
         self.tensors: dict[str, TensorSpec] = {name: place.spec for name, place in places.items()}
         self._writable = writable
         self._maps: dict[Path, np.memmap] = {}
+
+    def space(self) -> Space:
+        """Where each tensor lies, under its Hugging Face name."""
+        return {name: place.stored() for name, place in self.places.items()}
 
     def array(self, name: str) -> np.ndarray:
         """The whole tensor as a window on its file, in the dtype that carries its bits (`CARRIER`)."""
@@ -236,7 +247,7 @@ def _index(store: SafetensorsFolder) -> dict[str, Any]:
             "total_parameters": sum(int(np.prod(spec.shape, dtype=np.int64)) for spec in store.tensors.values()),
             "total_size": sum(spec.nbytes for spec in store.tensors.values()),
         },
-        "weight_map": {name: place.file.with_suffix("").name for name, place in store.places.items()},
+        "weight_map": {name: place.file.name.removesuffix(PARTIAL) for name, place in store.places.items()},
     }
 
 
@@ -256,24 +267,59 @@ def split(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> dict[str, 
 
 
 def _allocate(file: Path, tensors: Mapping[str, TensorSpec]) -> dict[str, Place]:
-    """Write the header and reserve the data. Order and padding are the reference implementation's, so that
-    equal tensors give equal files: widest dtype first, then by name; header padded to 8 bytes with blanks."""
+    """Write the header and reserve the data."""
+    head, places = header(file, tensors)
+    size = sum(spec.nbytes for spec in tensors.values())
+    with file.open("wb") as stream:
+        stream.write(head)
+        stream.flush()
+        if size:
+            os.posix_fallocate(stream.fileno(), len(head), size)
+    return places
+
+
+def header(file: Path, tensors: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, Place]]:
+    """What a file begins with, and where in it the tensors lie. Order and padding are the reference implementation's,
+    so that equal tensors give equal files: widest dtype first, then by name; padded to 8 bytes with blanks."""
     ordered = sorted(tensors.items(), key=lambda item: (-CARRIER[item[1].dtype].itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, spec in ordered:
         span = [position, position + spec.nbytes]
-        header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": span}
+        entries[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": span}
         position += spec.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        stream.flush()
-        if position:
-            os.posix_fallocate(stream.fileno(), start, position)
-    return {name: Place(spec, file, start + header[name]["data_offsets"][0]) for name, spec in ordered}
+    places = {name: Place(spec, file, start + entries[name]["data_offsets"][0]) for name, spec in ordered}
+    return struct.pack("<Q", len(text)) + text, places
+
+
+def layout(folder: Path, tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> Target:
+    """A Hugging Face folder to be written, shard by shard in the order of `tensors`."""
+    shards = split(tensors, max_shard_bytes)
+    files: dict[Path, int] = {}
+    fixed: list[tuple[Path, int, bytes]] = []
+    places: dict[str, Place] = {}
+    for name, shard in shards.items():
+        file = folder / name
+        head, within = header(file, shard)
+        files[file] = len(head) + sum(spec.nbytes for spec in shard.values())
+        fixed.append((file, 0, head))
+        places |= within
+    store = SafetensorsFolder(folder, {name: places[name] for name in tensors}, writable=False)
+    index = [] if len(shards) == 1 else [(folder / INDEX, json_bytes(_index(store)))]
+    return Target(store.space(), files, fixed, index)
+
+
+def places(target: Target) -> dict[str, Place]:
+    """Where the tensors of a folder that is to be written will lie."""
+    found = {}
+    for name, stored in target.space.items():
+        (whole,) = stored.placements
+        assert whole.file is not None, "a file holds it"
+        found[name] = Place(stored.spec, whole.file, whole.begin)
+    return found
 
 
 def _sync(path: Path) -> None:

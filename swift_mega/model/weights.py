@@ -23,7 +23,7 @@ from torch import Tensor
 from converters import checkpoint
 from converters.family import family_of
 from converters.stores import safetensors
-from converters.stores.torch_dist import dtype_name, to_carrier, to_torch
+from converters.torch_tensors import dtype_name, to_carrier, to_torch
 from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import Progress, progress
@@ -131,7 +131,7 @@ def _check_complete(chunks: list[MegatronModule], held: list[Piece], view: Megat
     """Every parameter has a place in the folder, and every tensor of the folder one in the model of all ranks."""
     unknown = sorted({piece.key for piece in held} - set(view.tensors))
     in_pieces = sum(piece.data.numel() for piece in held)
-    in_parameters = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+    in_parameters = sum(tensor.numel() for chunk in chunks for tensor in _stored(chunk))
     if unknown or in_pieces != in_parameters:
         raise RuntimeError(
             f"family {view.family.name} has no rule for {', '.join(unknown) or 'all parameters'}: "
@@ -150,6 +150,15 @@ def _check_complete(chunks: list[MegatronModule], held: list[Piece], view: Megat
             ),
             "Are model and folder of the same architecture?",
         )
+
+
+def _stored(chunk: MegatronModule) -> Iterator[Tensor]:
+    """Parameters, and buffers that belong to a checkpoint."""
+    yield from chunk.parameters()
+    for module in chunk.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield buffer
 
 
 def _gather(mine: dict[str, Any]) -> dict[str, Any]:

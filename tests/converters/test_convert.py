@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from converters import checkpoint
+from converters import checkpoint, engine
 from converters.convert import DTYPES, Options, convert
 from converters.family import family_of
 from converters.stores import safetensors, torch_dist
 from converters.stores.safetensors import open_folder
-from converters.view import MegatronView
+from converters.torch_tensors import to_torch
 from swift_mega.base.errors import UserError
-from swift_mega.base.writing import write_errors_are_the_users
+from tests.support.space import assembled
 
 from .conftest import SHARDED, VARIANTS
 from .reshape import load, reshaped
@@ -92,10 +92,7 @@ def test_checkpoint_holds_the_reshaped_tensors(
     assert set(stored.tensors) == set(expected)
     for key, tensor in expected.items():
         assert stored.tensors[key].shape == tuple(tensor.shape)
-        for chunk in stored.chunks[key]:
-            box = tuple(slice(o, o + s) for o, s in zip(chunk.offset, chunk.shape, strict=True))
-            found = torch_dist.to_torch(stored.read(key, chunk), stored.tensors[key].dtype)
-            assert torch.equal(found, tensor[box]), key
+        assert torch.equal(to_torch(assembled(stored.stored(key)), stored.tensors[key].dtype), tensor), key
 
 
 def test_layout_of_the_checkpoint(megatron_model: Callable[..., Path]) -> None:
@@ -238,19 +235,23 @@ class TestFailure:
     def test_full_disk_on_the_way(
         self, hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(torch_dist.TorchDistWriter, "write_object", _no_space_in_a_with(tmp_path))
+        monkeypatch.setattr(os, "copy_file_range", _no_space)
         assert "is full" in refusal(hf_model("llama"), tmp_path / "x")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_bug_on_the_way(
+    def test_an_interruption_keeps_what_was_done(
         self, hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "x").mkdir()
         (tmp_path / "x" / "mine.txt").touch()
-        monkeypatch.setattr(MegatronView, "read", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(engine, "finish", _interrupted)
             convert(hf_model("llama"), tmp_path / "x", options=Options(overwrite=True))
-        assert [path.name for path in tmp_path.rglob("*")] == ["x", "mine.txt"]
+        assert [path.name for path in (tmp_path / "x").rglob("*")] == ["mine.txt"]
+        copied: list[Any] = []
+        monkeypatch.setattr(engine, "copy", lambda *arguments: copied.append(arguments))
+        convert(hf_model("llama"), tmp_path / "x", options=Options(overwrite=True))
+        assert copied == [] and [path.name for path in tmp_path.iterdir()] == ["x"]
 
     def test_a_truncated_chunk(self, megatron_model: Callable[..., Path], tmp_path: Path) -> None:
         data = megatron_model("llama") / "release" / "__0_0.distcp"
@@ -263,12 +264,8 @@ def _no_space(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def _no_space_in_a_with(folder: Path) -> Callable[..., None]:
-    def fail(*_: Any) -> None:
-        with write_errors_are_the_users(folder):
-            _no_space()
-
-    return fail
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 class TestCheckpointOfAnotherModel:

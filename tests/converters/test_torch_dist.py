@@ -14,17 +14,14 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from converters.stores import torch_dist
-from converters.stores.torch_dist import (
-    TorchDistWriter,
-    check_files,
-    extra_state_keys,
-    open_checkpoint,
-    to_carrier,
-    to_torch,
-)
+from converters import engine
+from converters.space import Box
+from converters.stores import torch_dist, torch_zip
+from converters.stores.torch_dist import check_files, extra_state_keys, open_checkpoint
 from converters.tensors import TensorSpec
+from converters.torch_tensors import to_carrier, to_torch
 from swift_mega.base.errors import UserError
+from tests.support.space import assembled
 
 KEY = "decoder.layers.mlp.linear_fc2.weight"
 SPECS = {
@@ -37,33 +34,39 @@ def write(folder: Path, rows: int = 4) -> dict[str, torch.Tensor]:
     """A checkpoint of SPECS in chunks of `rows` rows, and what is in it."""
     torch.manual_seed(0)
     tensors = {key: torch.randn(spec.shape).to(getattr(torch, spec.dtype)) for key, spec in SPECS.items()}
-    writer = TorchDistWriter(folder, SPECS, 8)
-    for layer in range(2):
-        for row in range(0, 4, rows):
-            part = tensors[KEY][layer : layer + 1, row : row + rows]
-            writer.write(KEY, (layer, row, 0), to_carrier(part))
-    writer.write("decoder.final_layernorm.weight", (0,), to_carrier(tensors["decoder.final_layernorm.weight"]))
-    for key in extra_state_keys(SPECS):
-        writer.write_object(key, torch_dist.empty_extra_state())
-    writer.finish({"iteration": 0})
+    chunks: list[tuple[str, Box, Box]] = [
+        (KEY, (layer, row, 0), (1, rows, 6)) for layer in range(2) for row in range(0, 4, rows)
+    ]
+    chunks.append(("decoder.final_layernorm.weight", (0,), (4,)))
+    objects = {key: torch_dist.empty_extra_state() for key in extra_state_keys(SPECS)}
+    target = torch_dist.layout(folder, SPECS, chunks, objects, torch_zip.saved({"iteration": 0}))
+    folder.mkdir(exist_ok=True)
+    engine.reserve(target)
+    for key, stored in target.space.items():
+        for placement in stored.placements:
+            assert placement.file is not None
+            with placement.file.open("r+b") as stream:
+                stream.seek(placement.begin)
+                stream.write(to_carrier(tensors[key][box(placement)]).tobytes())
+    engine.finish(target)
     return tensors
+
+
+def box(placement: Any) -> tuple[slice, ...]:
+    return tuple(slice(o, o + s) for o, s in zip(placement.offset, placement.shape, strict=True))
 
 
 def whole(folder: Path, key: str) -> torch.Tensor:
     """A tensor put together from its chunks."""
-    stored = open_checkpoint(folder)
-    tensor = torch.zeros(stored.tensors[key].shape, dtype=getattr(torch, stored.tensors[key].dtype))
-    for chunk in stored.chunks[key]:
-        box = tuple(slice(o, o + s) for o, s in zip(chunk.offset, chunk.shape, strict=True))
-        tensor[box] = to_torch(stored.read(key, chunk), stored.tensors[key].dtype)
-    return tensor
+    stored = open_checkpoint(folder).stored(key)
+    return to_torch(assembled(stored), stored.spec.dtype)
 
 
 def refusal(folder: Path, key: str | None = None) -> str:
     with pytest.raises(UserError) as error:
         stored = open_checkpoint(folder)
         if key:
-            stored.read(key, stored.chunks[key][0])
+            stored.stored(key)
     return str(error.value)
 
 
@@ -78,7 +81,7 @@ def test_reads_back_what_was_written(rows: int, tmp_path: Path) -> None:
     tensors = write(tmp_path, rows)
     for key, tensor in tensors.items():
         assert torch.equal(whole(tmp_path, key), tensor)
-    assert open_checkpoint(tmp_path).objects == [
+    assert list(open_checkpoint(tmp_path).objects) == [
         "decoder.layers.mlp.linear_fc2._extra_state/shard_0_2",
         "decoder.layers.mlp.linear_fc2._extra_state/shard_1_2",
         "decoder.final_layernorm._extra_state/shard_0_1",
@@ -92,13 +95,28 @@ def test_carriers_keep_the_bits(dtype: str) -> None:
     assert again.dtype == tensor.dtype and again.float().equal(tensor.float())
 
 
-def test_an_unfilled_tensor_is_our_fault(tmp_path: Path) -> None:
-    writer = TorchDistWriter(tmp_path, SPECS, 8)
-    writer.write(KEY, (0, 0, 0), np.zeros((1, 4, 6), np.uint16))
+def test_a_hole_in_what_is_to_be_written_is_our_fault(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hold 24 elements of 48"):
-        writer.finish({})
-    writer.close()
-    assert not (tmp_path / "metadata.json").exists()
+        torch_dist.layout(tmp_path, {KEY: SPECS[KEY]}, [(KEY, (0, 0, 0), (1, 4, 6))], {}, b"")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn", "int64", "bool"])
+@pytest.mark.parametrize("shape", [(2, 3), (5,), (), (0,), (1, 300, 7)])
+def test_torch_reads_our_zips_and_we_read_torchs(dtype: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensor = (torch.rand(shape) * 10).to(getattr(torch, dtype))
+    spec = TensorSpec(shape, dtype)
+    payload = to_carrier(tensor).tobytes()
+    frame = torch_zip.frame(spec)
+    (tmp_path / "ours").write_bytes(frame.head + payload + frame.tail)
+    again = torch.load(tmp_path / "ours", weights_only=True)
+    assert again.dtype == tensor.dtype and to_carrier(again).tobytes() == payload
+    torch.save({"inside": [tensor]}, tmp_path / "theirs")
+    for file, record in (
+        ("ours", torch_zip.read_file(tmp_path / "ours")),
+        ("theirs", torch_zip.read_file(tmp_path / "theirs")["inside"][0]),
+    ):
+        assert record.spec == spec and record.contiguous
+        assert (tmp_path / file).read_bytes()[record.begin :].startswith(payload)
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +125,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(UserError, match="is full"):
-        TorchDistWriter(tmp_path, SPECS, 8)
+        write(tmp_path)
 
 
 class Hostile:
@@ -124,17 +142,25 @@ class TestNothingIsTrusted:
         assert not (tmp_path / "executed").exists()
 
     def test_hostile_chunk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch_dist, "to_torch", lambda array, dtype: Hostile())
         write(tmp_path)
         monkeypatch.chdir(tmp_path)
-        assert "is no tensor" in refusal(tmp_path, KEY)
+        torch.save(Hostile(), tmp_path / "hostile.distcp")
+
+        def point_there(content: Any) -> None:
+            for place in content.storage_data.values():
+                place.relative_path, place.offset = "hostile.distcp", 0
+                place.length = (tmp_path / "hostile.distcp").stat().st_size
+
+        edit_metadata(tmp_path, point_there)
+        assert "it names posix.system, which has no business there" in refusal(tmp_path, KEY)
         assert not (tmp_path / "executed").exists()
 
-    def test_hostile_common_is_never_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_hostile_common(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(tmp_path)
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "common.pt").write_bytes(pickle.dumps(Hostile()))
-        assert whole(tmp_path, KEY).shape == (2, 4, 6)
+        torch.save({"args": Hostile()}, tmp_path / "common.pt")
+        with pytest.raises(torch_dist.Damaged, match=r"it names posix\.system, which has no business there"):
+            open_checkpoint(tmp_path).common()
         assert not (tmp_path / "executed").exists()
 
     @pytest.mark.parametrize("path", ["../secret.distcp", "/etc/passwd", "a/b.distcp", ".."])

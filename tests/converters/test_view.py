@@ -23,8 +23,8 @@ from converters import checkpoint
 from converters.family import Family, family_of, padded_vocab_size
 from converters.rules import CONCATENATE, Rule
 from converters.stores.safetensors import SINGLE, SafetensorsFolder, create, finish, open_folder
-from converters.stores.torch_dist import to_torch
 from converters.tensors import CARRIER
+from converters.torch_tensors import to_torch
 from converters.view import MegatronView, Piece, hf_tensors
 from swift_mega.base.errors import UserError
 

@@ -1,0 +1,104 @@
+"""What a conversion reads: a model of any format, with its tensors under canonical keys."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converters import checkpoint
+from converters.accounting import mismatch
+from converters.config_table import Config, MegatronArguments
+from converters.families._common import EMBEDDING
+from converters.family import Family, family_of, padded_vocab_size
+from converters.hf import canonical
+from converters.key_forms import canonical_part, canonical_space
+from converters.space import Space, check_tiling
+from converters.stores import safetensors, torch_dist
+from converters.view import MegatronView
+from swift_mega.base.errors import UserError
+
+NOT_WEIGHTS = ("optimizer.", "chained_", "rng_state", "rerun_state_machine_state", "opt_param_scheduler")
+"""How the keys begin that a training checkpoint holds besides the model."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened model."""
+
+    path: Path
+    """The folder with the weights; of a Megatron checkpoint the iteration's."""
+    kind: str
+    """`hf` or `megatron`."""
+    config: Config
+    family: Family
+    arguments: MegatronArguments
+    space: Space
+    """Canonical key → where it lies."""
+    hf_files: Path
+    """The folder with config.json and tokenizer."""
+    notes: list[str]
+    """What is left out, and why; for the user to read."""
+    view: MegatronView | None = None
+    """Of a Hugging Face folder."""
+    common: dict[str, Any] | None = None
+    """Content of `common.pt`, of a Megatron checkpoint."""
+
+
+def open_source(path: Path, vocab_divisible_by: int = 128, target_tp: int = 1) -> Source:
+    """Look at what lies in a folder and account for every tensor of it.
+
+    Raises:
+        UserError: nothing that is known, damaged, or tensors that are missing or have no place.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder or a Megatron checkpoint.")
+    if checkpoint.is_megatron(path):
+        return _open_megatron(checkpoint.latest(path))
+    return _open_hf(path, vocab_divisible_by, target_tp)
+
+
+def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int) -> Source:
+    config = checkpoint.read_config(path)
+    family = family_of(config)
+    vocab_size = family.megatron_arguments(config).vocab_size
+    padded = padded_vocab_size(vocab_size, vocab_divisible_by, target_tp)
+    view = MegatronView(family, config, safetensors.open_folder(path), padded)
+    return Source(path, "hf", config, family, view.arguments, canonical(view), path, view.notes, view=view)
+
+
+def _open_megatron(folder: Path) -> Source:
+    config = checkpoint.read_config(folder)
+    family = family_of(config)
+    arguments = family.megatron_arguments(config)
+    stored = torch_dist.open_checkpoint(folder)
+    wanted = {rule.megatron for rule in family.rules_for(arguments)}
+    weights = [key for key in stored.tensors if not key.startswith(NOT_WEIGHTS)]
+    parts = {key: part for key in weights if (part := canonical_part(key, wanted))}
+    found = {part.key for part in parts.values()} | (set(weights) - set(parts))
+    if EMBEDDING not in found:
+        raise UserError(
+            f"{folder} has no `{EMBEDDING}`; it holds: {', '.join(sorted(stored.tensors)[:5]) or 'no tensors'}.",
+            "Give a checkpoint of a whole GPT model.",
+        )
+    if fault := mismatch(wanted, found):
+        raise UserError(
+            f"{folder} does not hold the tensors of {family.name} with its hf/config.json: {fault}.",
+            "The checkpoint is of another model than hf/ says, or of a layout that cannot be exported.",
+        )
+    space = canonical_space({key: stored.stored(key) for key in parts}, parts)
+    for key, tensor in space.items():
+        try:
+            check_tiling(key, tensor.spec, [(placement.offset, placement.shape) for placement in tensor.placements])
+        except ValueError as error:
+            raise torch_dist.damaged(folder / torch_dist.METADATA, str(error)) from None
+    notes = left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)])
+    common = stored.common()
+    return Source(folder, "megatron", config, family, arguments, space, folder / checkpoint.HF, notes, common=common)
+
+
+def left_out(keys: Iterable[str]) -> list[str]:
+    """One line for each kind of entry that is not a weight."""
+    kinds = Counter("_extra_state" if "._extra_state" in key else re.split("[./]", key)[0] for key in keys)
+    return [f"left out {count:,} entries of `{kind}`: not weights" for kind, count in sorted(kinds.items())]

@@ -1,0 +1,112 @@
+"""One address space for every kind of checkpoint: which bytes of which file are which box of which tensor.
+
+A *placement* is a box (offset, shape) of a tensor whose elements lie in a file at fixed distances from one
+another. A tensor is stored when its placements tile it. Hugging Face folders, `torch_dist` checkpoints of any
+layout and legacy `mp_rank` files differ in nothing but their placements, so that copying between any two of
+them is the same operation: cut both into the boxes they share.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from converters.tensors import TensorSpec
+
+Box = tuple[int, ...]
+"""An offset into a tensor or the shape of a part of it, one number for each axis."""
+
+
+class Placement(NamedTuple):
+    """Where a box of a tensor lies."""
+
+    offset: Box
+    shape: Box
+    file: Path | None
+    """None: zeros, which no file holds."""
+    begin: int
+    """First byte in `file`."""
+    strides: Box
+    """Bytes between neighbours along each axis: `row_major` or, where the file is transposed, any other."""
+
+    def inside(self, offset: Box) -> int:
+        """The first byte of the element at `offset` of the tensor."""
+        return self.begin + sum(s * (o - own) for s, o, own in zip(self.strides, offset, self.offset, strict=True))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor and all its placements."""
+
+    spec: TensorSpec
+    placements: Sequence[Placement]
+
+
+Space = dict[str, Stored]
+"""Tensor name → where it is. Names are Megatron's canonical keys, or Hugging Face's."""
+
+
+def check_tiling(name: str, spec: TensorSpec, boxes: Sequence[tuple[Box, Box]]) -> None:
+    """Boxes that stay inside, do not overlap, and have the tensor's volume in sum, tile it.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for offset, shape in boxes:
+        if any(o < 0 or o + s > whole for o, s, whole in zip(offset, shape, spec.shape, strict=True)):
+            raise ValueError(f"the chunk of `{name}` at {list(offset)} leaves its shape {list(spec.shape)}")
+    covered, whole = sum(math.prod(shape) for _, shape in boxes), math.prod(spec.shape)
+    if covered != whole or len({offset for offset, _ in boxes}) != len(boxes) or _overlap(boxes):
+        raise ValueError(f"the chunks of `{name}` hold {covered:,} elements of {whole:,}, or overlap")
+
+
+def _overlap(boxes: Sequence[tuple[Box, Box]]) -> bool:
+    """Whether two boxes share an element: sorted by offset, only those that begin before a box ends can."""
+    boxes = sorted(boxes)
+    for number, (offset, shape) in enumerate(boxes):
+        for other, extent in itertools.islice(boxes, number + 1, None):
+            if not offset or other[0] >= offset[0] + shape[0]:
+                break
+            if common(offset, shape, other, extent):
+                return True
+    return False
+
+
+def common(offset: Box, shape: Box, other: Box, extent: Box) -> tuple[Box, Box] | None:
+    """The box that two boxes share, if they do."""
+    begin = tuple(map(max, offset, other))
+    size = tuple(min(a + s, b + t) - c for a, s, b, t, c in zip(offset, shape, other, extent, begin, strict=True))
+    return (begin, size) if all(length > 0 for length in size) else None
+
+
+def shared(ones: Sequence[Placement], others: Sequence[Placement]) -> Iterator[tuple[Placement, Placement, Box, Box]]:
+    """(one, other, offset, shape) of every box that a placement of `ones` shares with one of `others`.
+
+    A stacked tensor has a placement for each of thousands of experts on both sides; comparing only those with
+    the same leading index keeps this linear.
+    """
+    depth = _leading_ones([*ones, *others])
+    by_index: dict[Box, list[Placement]] = defaultdict(list)
+    for other in others:
+        by_index[other.offset[:depth]].append(other)
+    for one in ones:
+        for other in by_index[one.offset[:depth]]:
+            if box := common(one.offset, one.shape, other.offset, other.shape):
+                yield one, other, *box
+
+
+def _leading_ones(placements: Sequence[Placement]) -> int:
+    """Along how many leading axes no placement is longer than one."""
+    depth = min((len(placement.shape) for placement in placements), default=0)
+    for axis in range(depth):
+        if any(placement.shape[axis] != 1 for placement in placements):
+            return axis
+    return depth
+
+
+def row_major(shape: Box, itemsize: int) -> Box:
+    """Bytes between neighbours along each axis of an array that lies row by row without gaps."""
+    return tuple(itertools.accumulate(reversed((*shape[1:], itemsize)), lambda a, b: a * b))[::-1] if shape else ()
