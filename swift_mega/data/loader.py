@@ -8,6 +8,7 @@ Which samples come next follows from `consumed_samples` alone, so a resumed run 
 one would have read, whatever its workers had read ahead. No random number is drawn here or in a worker.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -150,7 +151,9 @@ def _start_reader(_: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach every process; the reader must live on until the run is saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_the_parent_says_so, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()  # not `os.getppid()`: it may have been killed since the fork
+    assert parent is not None and parent.pid is not None
+    threading.Thread(target=_end_when_the_parent_says_so, args=(parent.pid,), daemon=True).start()
 
 
 def _end_when_the_parent_says_so(parent: int) -> None:

@@ -1,5 +1,7 @@
 """Which rank reads which sample, and that a resumed run reads on exactly where the first one stopped."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -104,3 +106,25 @@ def test_wait_is_measured(train: Stream, monkeypatch: pytest.MonkeyPatch) -> Non
     batches = start(train)
     next(batches), next(batches)
     assert batches.wait_s == 2.0
+
+
+ORPHAN = """
+import multiprocessing, os, signal, time
+from swift_mega.data import loader
+told, tell = os.pipe()
+def reader():
+    os.read(told, 1)
+    loader._start_reader(0)
+    time.sleep(60)
+if (rank := os.fork()) == 0:
+    multiprocessing.get_context("fork").Process(target=reader).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(rank, 0)
+os.write(tell, b"x")
+"""
+
+
+def test_a_reader_whose_rank_was_killed_before_it_could_look_ends() -> None:
+    """Its output is ours, so that this returns when it has gone."""
+    start = "from swift_mega import compat; compat.install()" + ORPHAN
+    subprocess.run([sys.executable, "-c", start], capture_output=True, timeout=50, check=True)
