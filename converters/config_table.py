@@ -5,7 +5,7 @@ megatron-core cannot express is refused here, with the field, the value and what
 that trains with another position embedding than its own would be worse than none.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from converters.rules import Layers
@@ -107,7 +107,6 @@ class MegatronArguments:
     moe_router_group_topk: int | None = None
     moe_router_enable_expert_bias: bool = False
     """A bias of each expert that counts when experts are chosen and not in their weights; always fp32."""
-    moe_aux_loss_coeff: float = 0.0
     q_lora_rank: int | None = None
     """Of the query in multi-latent attention. None: the query is not compressed."""
     kv_lora_rank: int | None = None
@@ -412,12 +411,14 @@ class Rope:
     """`rope_theta` where the file has none."""
     partial: float | None = None
     """`partial_rotary_factor` where the file has none. None: the family rotates whole heads only."""
+    absent: Config = field(default_factory=dict)
+    """What the file means where it says nothing at all."""
     fields: tuple[str, ...] = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
         # transformers gives `rope_scaling` precedence where a file has both.
         spelling = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-        rope = config.get(spelling) or {}
+        rope = config.get(spelling) or self.absent
         if any(isinstance(value, dict) for value in rope.values()):
             raise UserError(
                 f"config.json: `{spelling}` differs from layer to layer ({', '.join(rope)}).",
@@ -475,6 +476,8 @@ class RopeByLayer:
 def _scaling(spelling: str, rope: Config, config: Config) -> dict[str, Any]:
     """The arguments of one rotary embedding's scaling."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.get("llama_4_scaling_beta"):
+        return {**NO_SCALING, "missing": ("query scale",)}
     if kind == "default":
         return NO_SCALING
     if kind in ("linear", "llama3") and "factor" not in rope:
@@ -512,7 +515,6 @@ NO_EXPERTS: dict[str, Any] = {
     "moe_router_num_groups": None,
     "moe_router_group_topk": None,
     "moe_router_enable_expert_bias": False,
-    "moe_aux_loss_coeff": 0.0,
     "mtp_num_layers": 0,
 }
 

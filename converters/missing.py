@@ -8,11 +8,16 @@ from converters.config_table import MegatronArguments
 from swift_mega.base.errors import UserError
 
 MISSING: dict[str, str] = {
+    "bidirectional attention": "attention to later tokens",
+    "query scale": "queries whose size grows with the position (`llama_4_scaling_beta`)",
     "rope yarn": "a rotary embedding with YaRN in a dense model",
     "rope longrope": "a rotary embedding with a factor of its own for each frequency (longrope)",
     "rope dynamic": "a rotary embedding that depends on the length of the sequence (dynamic)",
     "rope llama3": "Llama 3's rotary scaling with other constants than 1, 4 and 8192",
-    "group by its best expert": "routing to groups of experts that are ranked by their best expert alone",
+    "rank of groups": "groups of experts ranked by another number of their best experts than top-k over chosen groups",
+    "weight one": "one expert for each token, with the weight one whatever its score",
+    "sigmoid sum": "sigmoid scores of several experts that do not add up to one, or of one expert that do",
+    "yarn factor": "YaRN with a factor of its own for queries and keys (attention_factor, mscale_all_dim alone)",
 }
 """Name, as rows of the config table give it → the feature in words."""
 

@@ -61,6 +61,16 @@ def _interleave_groups(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
     ]
 
 
+def _interleave_one(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
+    """The same where q, k and v lie one after another in one source."""
+    parts = (sizes["query"], sizes["key_value"], sizes["key_value"])
+    begins = (0, parts[0], parts[0] + parts[1])
+    return [
+        Segment(0, begins[segment.source or 0] + segment.first, segment.rows)
+        for segment in _interleave_groups(parts, sizes)
+    ]
+
+
 def _pad_vocabulary(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
     """The source, then zero rows up to the padded vocabulary."""
     return [Segment(0, 0, rows[0]), Segment(None, 0, sizes["padded_vocab"] - rows[0])]
@@ -74,6 +84,7 @@ def _de_interleave(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
 COPY = Operation("copy", _concatenate)
 CONCATENATE = Operation("concatenate", _concatenate)
 INTERLEAVE_GROUPS = Operation("grouped-query interleave", _interleave_groups)
+INTERLEAVE_ONE = Operation("grouped-query interleave of one tensor", _interleave_one)
 PAD_VOCABULARY = Operation("pad vocabulary", _pad_vocabulary)
 DE_INTERLEAVE = Operation("de-interleave", _de_interleave)
 TRANSPOSE = Operation("transpose", _concatenate, transposed=True)

@@ -9,11 +9,13 @@ d head size.
 
 import contextlib
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -38,8 +40,12 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
         attn_mask_type: what `attention_mask=None` means, unless the call says otherwise.
         attention_type: megatron's "self" or "cross"; no difference here.
         softmax_scale: factor of the scores. None: 1/√d.
+        k_channels, v_channels: of a head where they differ; the tensors say the same.
         cp_comm_type: of context parallelism, which this attention does not do.
     """
+
+    softcap: ClassVar[float | None] = None
+    """c in c·tanh(score/c), for which the scores are written out: the kernels have nothing for it."""
 
     def __init__(
         self,
@@ -49,6 +55,8 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
     ) -> None:
@@ -78,11 +86,15 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
             raise ValueError("SDPAAttention takes no attention bias and no packed sequences")
         mask, causal = self._visible(query, key, attention_mask, attn_mask_type or self.attn_mask_type)
         grouped = query.size(2) != key.size(2)
-        in_kernel = mask is None and (query.device.type == "cpu" or query.dtype != torch.float32)
+        in_kernel = (
+            self.softcap is None and mask is None and (query.device.type == "cpu" or query.dtype != torch.float32)
+        )
         if grouped and not in_kernel:
             # Only the flash kernels know grouped queries; the others would write out all scores.
             key, value = (kv.repeat_interleave(query.size(2) // key.size(2), dim=2) for kv in (key, value))
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        if self.softcap is not None:
+            return self._capped(query, key, value, mask, self.softcap).permute(2, 0, 1, 3).flatten(2)
         with self._random_states():
             context = F.scaled_dot_product_attention(
                 query,
@@ -95,6 +107,18 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
                 enable_gqa=grouped and in_kernel,
             )
         return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _capped(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float) -> Tensor:
+        """[b, h, s, d] each → [b, h, s, d]; without a mask it is causal."""
+        scale = self.softmax_scale or query.size(-1) ** -0.5
+        scores = softcap * torch.tanh((query @ key.transpose(-1, -2)).float() * (scale / softcap))
+        if mask is None:
+            length = query.size(-2)
+            mask = sliding_window_mask(length, (length, 0), query.device)
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(query.dtype)
+        with self._random_states():
+            weights = F.dropout(weights, self.config.attention_dropout, self.training)
+        return weights @ value
 
     def _visible(
         self, query: Tensor, key: Tensor, attention_mask: Tensor | None, mask_type: AttnMaskType
@@ -119,3 +143,29 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
             return contextlib.nullcontext()
         fork: contextlib.AbstractContextManager[Any] = tensor_parallel.get_cuda_rng_tracker().fork()
         return fork
+
+
+class SelfAttentionWithLocalRotary(SelfAttention):  # type: ignore[misc]
+    """megatron's self attention whose windowed layers have a rotary embedding of their own, without scaling."""
+
+    local_base: ClassVar[float]
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.local_rotary: RotaryEmbedding | None = None
+        if is_layer_window_attention(config.window_size, config.window_attn_skip_freq, self.layer_number):
+            self.local_rotary = RotaryEmbedding(
+                kv_channels=config.kv_channels,
+                rotary_percent=1.0,
+                rotary_interleaved=config.rotary_interleaved,
+                rotary_base=self.local_base,
+                use_cpu_initialization=config.use_cpu_initialization,
+                cp_group=self.pg_collection.cp,
+            )
+
+    def forward(self, *args: Any, rotary_pos_emb: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """As megatron's; `rotary_pos_emb` [s, 1, 1, d] is the one of the layers without a window."""
+        if self.local_rotary is not None:
+            rotary_pos_emb = self.local_rotary(rotary_pos_emb.size(0) * self.config.context_parallel_size)
+        output: tuple[Tensor, Tensor | None] = super().forward(*args, rotary_pos_emb=rotary_pos_emb, **kwargs)
+        return output

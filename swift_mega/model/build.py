@@ -13,7 +13,8 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer.module import Float16Module, MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from converters.config_table import MegatronArguments
 from converters.family import family_of, padded_vocab_size
@@ -39,7 +40,12 @@ ACTIVATIONS = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "squared_relu": lambda x: F.relu(x).square(),
 }
+
+
+YARN = ("original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+"""What megatron calls the same."""
 
 
 def build_model(
@@ -77,9 +83,12 @@ def _build_chunk(
     chunk = GPTModel(
         config=config,
         transformer_layer_spec=spec.block_spec(
-            arguments, config, spec.implementation(model.transformer_impl), vp_stage
+            arguments, config, spec.implementation(model.transformer_impl, arguments), vp_stage
         ),
         real_vocab_size=arguments.vocab_size,
+        embedding_multiplier=arguments.embedding_multiplier,
+        logits_divisor=arguments.logits_divisor,
+        logits_softcap=arguments.logits_softcap,
         vocab_size=padded_vocab_size(
             arguments.vocab_size, model.make_vocab_size_divisible_by, config.tensor_model_parallel_size
         ),
@@ -99,7 +108,16 @@ def _build_chunk(
     )
     mark_split_weights(chunk)
     chunk.to(torch.cuda.current_device())
-    return Float16Module(config, chunk) if config.bf16 else chunk
+    return _in_bf16(config, chunk) if config.bf16 else chunk
+
+
+def _in_bf16(config: TransformerConfig, chunk: MegatronModule) -> MegatronModule:
+    """All but the bias of experts, which megatron itself keeps in fp32, but only from the first step on."""
+    wrapped = Float16Module(config, chunk)
+    for module in chunk.modules():
+        if isinstance(module, TopKRouter):
+            module._maintain_float32_expert_bias()
+    return wrapped
 
 
 def mark_split_weights(chunk: MegatronModule) -> None:
@@ -127,8 +145,11 @@ def transformer_config(
     arguments: MegatronArguments, model: ModelConfig, parallel: ParallelConfig, train: TrainOptions
 ) -> TransformerConfig:
     """megatron's config. `finalize_model_grads_func` and what else belongs to a training step is the loop's to set."""
-    return TransformerConfig(
+    config_class = TransformerConfig if arguments.kv_lora_rank is None else MLATransformerConfig
+    return config_class(
         **_architecture(arguments),
+        **_experts(arguments, model),
+        **_latent_attention(arguments),
         **_parallelism(parallel),
         **_numerics(arguments, precision_of(model.precision)),
         **_recompute(train),
@@ -147,6 +168,10 @@ def _architecture(arguments: MegatronArguments) -> dict[str, Any]:
         "kv_channels": arguments.kv_channels,
         "layernorm_epsilon": arguments.norm_epsilon,
         "normalization": arguments.normalization,
+        "layernorm_zero_centered_gamma": arguments.layernorm_zero_centered_gamma,
+        "rotary_interleaved": arguments.rotary_interleaved,
+        "no_rope_freq": arguments.no_rope_freq,
+        "softmax_scale": arguments.softmax_scale,
         "gated_linear_unit": arguments.gated_linear_unit,
         "activation_func": ACTIVATIONS[arguments.activation],
         "add_bias_linear": arguments.add_bias_linear,
@@ -157,12 +182,56 @@ def _architecture(arguments: MegatronArguments) -> dict[str, Any]:
     }
 
 
+def _experts(arguments: MegatronArguments, model: ModelConfig) -> dict[str, Any]:
+    if arguments.num_moe_experts is None:
+        return {}
+    return {
+        "num_moe_experts": arguments.num_moe_experts,
+        "moe_ffn_hidden_size": arguments.moe_ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": arguments.moe_shared_expert_intermediate_size,
+        "moe_shared_expert_gate": arguments.moe_shared_expert_gate,
+        "moe_layer_freq": arguments.moe_layer_freq or 1,
+        "moe_router_topk": arguments.moe_router_topk,
+        "moe_router_score_function": arguments.moe_router_score_function,
+        "moe_router_pre_softmax": arguments.moe_router_pre_softmax,
+        "moe_router_topk_scaling_factor": arguments.moe_router_topk_scaling_factor,
+        "moe_router_num_groups": arguments.moe_router_num_groups,
+        "moe_router_group_topk": arguments.moe_router_group_topk,
+        "moe_router_enable_expert_bias": arguments.moe_router_enable_expert_bias,
+        "moe_router_bias_update_rate": model.moe_router_bias_update_rate,
+        "moe_aux_loss_coeff": model.moe_aux_loss_coeff,
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": spec.implementation(model.transformer_impl, arguments) == "transformer_engine",
+    }
+
+
+def _latent_attention(arguments: MegatronArguments) -> dict[str, Any]:
+    if arguments.kv_lora_rank is None:
+        return {}
+    yarn = arguments.yarn
+    return {
+        "q_lora_rank": arguments.q_lora_rank,
+        "kv_lora_rank": arguments.kv_lora_rank,
+        "qk_head_dim": arguments.qk_head_dim,
+        "qk_pos_emb_head_dim": arguments.qk_pos_emb_head_dim,
+        "v_head_dim": arguments.v_head_dim,
+        "rotary_base": arguments.rotary_base,
+        "rope_type": "rope" if yarn is None else "yarn",
+        # megatron takes it for the scale of the scores also where nothing is scaled.
+        "rotary_scaling_factor": 1.0 if yarn is None else yarn.factor,
+        **({} if yarn is None else {name: getattr(yarn, name) for name in YARN}),
+    }
+
+
 def _parallelism(parallel: ParallelConfig) -> dict[str, Any]:
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     return {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "expert_model_parallel_size": parallel.expert_model_parallel_size,
+        "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
         "sequence_parallel": parallel.sequence_parallel,
         # The interleaved schedule computes wrong gradients, without an error, where its sends are neither
         # overlapped nor unbatched (PP2 × VPP2: gradient norm 1.61 for 0.579 with megatron-core 0.16.1).
@@ -184,7 +253,7 @@ def _numerics(arguments: MegatronArguments, dtype: torch.dtype) -> dict[str, Any
         "use_cpu_initialization": not on_gpu,
         "perform_initialization": False,
         # These compile themselves for a GPU; on a CPU their plain forms are as fast.
-        "bias_activation_fusion": on_gpu and arguments.activation == "silu",
+        "bias_activation_fusion": on_gpu and arguments.swiglu,
         "bias_dropout_fusion": on_gpu,
         "cross_entropy_loss_fusion": on_gpu,
         "cross_entropy_fusion_impl": "native",

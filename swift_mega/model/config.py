@@ -37,3 +37,9 @@ class ModelConfig:
 
     hidden_dropout: float = 0.0
     """Probability of dropping an activation after attention and MLP."""
+
+    moe_aux_loss_coeff: float = 0.0
+    """Weight of the loss that spreads tokens evenly over experts, once for each layer. 0: none."""
+
+    moe_router_bias_update_rate: float = 0.0
+    """How far a step moves the bias of an expert that got too many or too few tokens, where the model has one."""

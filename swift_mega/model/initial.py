@@ -16,18 +16,19 @@ from converters.config_table import MegatronArguments
 from converters.families._common import EMBEDDING, OUTPUT
 from swift_mega.model.weights import Piece, pieces
 
-SCALED = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+SCALED = ("self_attention.linear_proj.weight", "linear_fc2.weight")
 """What adds to the residual stream: drawn narrower by √(2 · layers), as in Megatron and GPT-2."""
 
 
 def initialize_weights(chunks: list[MegatronModule], arguments: MegatronArguments, seed: int) -> None:
     """Norms to one, biases to zero, matrices normal with `init_method_std`; padding rows to zero."""
+    of_norms = 0.0 if arguments.layernorm_zero_centered_gamma else 1.0
     with torch.no_grad():
         for piece in pieces(chunks):
-            if piece.key.endswith(".bias"):
+            if piece.key.endswith("bias"):
                 piece.data.zero_()
             elif piece.data.dim() == 1:
-                piece.data.fill_(1.0)
+                piece.data.fill_(of_norms)
             else:
                 piece.data.copy_(_part(piece, arguments, seed))
 

@@ -14,6 +14,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 
+from converters.stores.files import read_json
+
 
 def megatron_logits(chunks: list[MegatronModule], tokens: Tensor) -> Tensor:
     """[b, s] token ids, the same on every rank → [b, s, vocabulary] in fp32 on every rank, without padding columns.
@@ -47,7 +49,11 @@ def transformers_logits(hf_folder: Path, tokens: Tensor, dtype: torch.dtype = to
     """[b, s] token ids → [b, s, vocabulary] in fp32, by transformers computing in `dtype` where the ids are."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(hf_folder, dtype=dtype, attn_implementation="sdpa")
+    # transformers' SDPA attention leaves out a cap of the scores, without a word.
+    capped = read_json(hf_folder / "config.json").get("attn_logit_softcapping") is not None
+    model = AutoModelForCausalLM.from_pretrained(
+        hf_folder, dtype=dtype, attn_implementation="eager" if capped else "sdpa"
+    )
     model.to(tokens.device).eval()
     with torch.no_grad():
         logits: Tensor = model(tokens).logits.float()

@@ -16,6 +16,12 @@ class ParallelConfig:
     virtual_pipeline_model_parallel_size: int | None = None
     """Runs of layers per pipeline rank (interleaved schedule, VPP). null: one."""
 
+    expert_model_parallel_size: int = 1
+    """Ranks, across data parallel ones, that each hold a part of the experts of every layer (EP)."""
+
+    expert_tensor_parallel_size: int | None = None
+    """Ranks that share the matrices of one expert. null: as tensor_model_parallel_size."""
+
     sequence_parallel: bool = False
     """Split norms and dropout along the sequence over the TP ranks: less activation memory, same result."""
 

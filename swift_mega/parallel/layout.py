@@ -15,6 +15,7 @@ TP, PP, VPP = (
     "pipeline_model_parallel_size",
     "virtual_pipeline_model_parallel_size",
 )
+EP, ETP = "expert_model_parallel_size", "expert_tensor_parallel_size"
 
 
 def check_layout(parallel: ParallelConfig, arguments: MegatronArguments, world_size: int) -> None:
@@ -26,6 +27,7 @@ def check_layout(parallel: ParallelConfig, arguments: MegatronArguments, world_s
     _check_positive(parallel, world_size)
     _check_tensor_parallel(parallel, arguments)
     _check_pipeline(parallel, arguments)
+    _check_experts(parallel, arguments, world_size)
     _check_switches(parallel)
     data_parallel_size(parallel, world_size)
 
@@ -100,7 +102,7 @@ def tensor_parallel_sizes(arguments: MegatronArguments) -> list[int]:
 
 
 def _check_positive(parallel: ParallelConfig, world_size: int) -> None:
-    sizes = {"world size": world_size} | {name: getattr(parallel, name) for name in (TP, PP, VPP)}
+    sizes = {"world size": world_size} | {name: getattr(parallel, name) for name in (TP, PP, VPP, EP, ETP)}
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise UserError(f"{name} is {size}.", "It must be at least 1.")
@@ -120,8 +122,18 @@ def _misfits(arguments: MegatronArguments, tp: int) -> Iterator[str]:
     """What a TP size cannot divide, as arithmetic."""
     heads, groups, ffn = arguments.num_attention_heads, arguments.num_query_groups, arguments.ffn_hidden_size
     rows = (heads + 2 * groups) * arguments.kv_channels
+    latent = (arguments.kv_lora_rank or 0) + (arguments.qk_pos_emb_head_dim or 0)
     if heads % tp:
         yield f"{heads} attention heads / {tp} leaves {heads % tp}"
+    if latent:
+        rows, groups = 0, heads
+    if latent % tp:
+        yield f"{latent} rows of the projection to the latent key and value / {tp} leaves {latent % tp}"
+    if (arguments.q_lora_rank or 0) % tp:
+        yield f"rank {arguments.q_lora_rank} of the query / {tp} leaves {(arguments.q_lora_rank or 0) % tp}"
+    if (arguments.moe_shared_expert_intermediate_size or 0) % tp:
+        shared = arguments.moe_shared_expert_intermediate_size or 0
+        yield f"shared expert size {shared} / {tp} leaves {shared % tp}"
     if groups % tp and tp % groups:
         yield f"{groups} key-value heads and {tp} ranks do not divide one another"
     if rows % tp:
@@ -153,6 +165,35 @@ def _check_pipeline(parallel: ParallelConfig, arguments: MegatronArguments) -> N
         raise UserError(
             f"PP {pp} × VPP {vpp} = {pp * vpp} runs of layers do not divide {layers} layers.",
             f"{VPP} that work with PP {pp}: {_some(possible) if possible else 'none; leave it out'}.",
+        )
+
+
+def _check_experts(parallel: ParallelConfig, arguments: MegatronArguments, world_size: int) -> None:
+    ep, experts = parallel.expert_model_parallel_size, arguments.num_moe_experts
+    etp = parallel.expert_tensor_parallel_size or parallel.tensor_model_parallel_size
+    if experts is None:
+        if ep > 1 or parallel.expert_tensor_parallel_size is not None:
+            raise UserError(
+                f"{EP} {ep} and {ETP} {parallel.expert_tensor_parallel_size}, but the model has no experts.",
+                "Leave both out.",
+            )
+        return
+    if experts % ep:
+        raise UserError(
+            f"{EP} {ep} does not divide {experts} experts: {experts % ep} left over.",
+            f"Sizes that work: {_some(_divisors(experts))}.",
+        )
+    size = arguments.moe_ffn_hidden_size or 0
+    if size % etp:
+        raise UserError(
+            f"expert size {size} / {ETP} {etp} leaves {size % etp}.", f"Sizes that work: {_some(_divisors(size))}."
+        )
+    unit = etp * ep * parallel.pipeline_model_parallel_size
+    if world_size % unit:
+        raise UserError(
+            f"{world_size} processes cannot be split into {ETP} {etp} × EP {ep} × PP "
+            f"{parallel.pipeline_model_parallel_size} = {unit} ranks.",
+            f"Start {_multiples(unit, world_size)} processes, or choose a smaller {EP}.",
         )
 
 

@@ -1,0 +1,207 @@
+"""Rows of the table Hugging Face config ⇄ Megatron arguments for experts and multi-latent attention."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from converters.config_table import NO_WINDOW, Config, MegatronArguments, Yarn
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """The same value under two names, of which Hugging Face has several; the first is written."""
+
+    fields: tuple[str, ...]
+    megatron: str
+    default: Any
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        found = (config[name] for name in self.fields if config.get(name) is not None)
+        return {self.megatron: next(found, self.default)}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {self.fields[0]: getattr(arguments, self.megatron)}
+
+
+@dataclass(frozen=True)
+class LayersBySteps:
+    """Every `decoder_sparse_step`-th layer has experts, but for those in `mlp_only_layers`."""
+
+    fields: tuple[str, ...] = ("decoder_sparse_step", "mlp_only_layers")
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        step, dense = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or []
+        layers = range(config["num_hidden_layers"])
+        return layers_with_experts([int((layer + 1) % step == 0 and layer not in dense) for layer in layers])
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {"decoder_sparse_step": 1, "mlp_only_layers": arguments.layers("dense")}
+
+
+@dataclass(frozen=True)
+class FirstLayersDense:
+    """The first layers are dense, all others have experts."""
+
+    default: int
+    fields: tuple[str, ...] = ("first_k_dense_replace",)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        dense = config.get(self.fields[0], self.default)
+        return layers_with_experts([int(layer >= dense) for layer in range(config["num_hidden_layers"])])
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {self.fields[0]: len(arguments.layers("dense"))}
+
+
+def layers_with_experts(experts: list[int]) -> dict[str, Any]:
+    """Megatron's argument for a list of 1 (experts) and 0 (dense)."""
+    return {"moe_layer_freq": None if all(experts) else experts}
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Whether the weights of a token's experts are made to add up to one, after a softmax over all experts."""
+
+    default: bool | None
+    """None: they always are; no field says it."""
+    field: str = "norm_topk_prob"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return () if self.default is None else (self.field,)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        normalised = True if self.default is None else config.get(self.field, self.default)
+        alone = normalised and config.get("num_experts_per_tok") == 1
+        return {"moe_router_pre_softmax": not normalised} | ({"missing": ("weight one",)} if alone else {})
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {} if self.default is None else {self.field: not arguments.moe_router_pre_softmax}
+
+
+@dataclass(frozen=True)
+class NormalisedSigmoid:
+    """Scores are sigmoids; megatron-core makes those of a token's experts add up to one, always."""
+
+    default: bool | None
+    """None: no field says it."""
+    field: str = "norm_topk_prob"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return () if self.default is None else (self.field,)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        normalised = True if self.default is None else config.get(self.field, self.default)
+        # Of one expert alone megatron-core takes the score as it is.
+        possible = normalised == (config.get("num_experts_per_tok") != 1)
+        return {"moe_router_score_function": "sigmoid"} | ({} if possible else {"missing": ("sigmoid sum",)})
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {} if self.default is None else {self.field: arguments.moe_router_topk != 1}
+
+
+@dataclass(frozen=True)
+class SharedExperts:
+    """`n_shared_experts` experts that see every token; in the weights they are one MLP."""
+
+    default: int
+    field: str = "n_shared_experts"
+    size: str = "moe_intermediate_size"
+    size_default: int = 0
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        count = config.get(self.field, self.default) or 0
+        return {"moe_shared_expert_intermediate_size": count * config.get(self.size, self.size_default) or None}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        size = arguments.moe_ffn_hidden_size or 1
+        return {self.field: (arguments.moe_shared_expert_intermediate_size or 0) // size}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Experts are chosen from the best `topk_group` of `n_group` groups; one group is as none."""
+
+    groups: int | None
+    best: int | None
+    ranked_by: int
+    """How many of its experts a group is ranked by; megatron-core: topk over `topk_group`."""
+    method: str | None = None
+    """Value of `topk_method` that means groups. None: the numbers alone say it."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("n_group", "topk_group", *(("topk_method",) if self.method else ()))
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        groups, best = config.get("n_group", self.groups) or 1, config.get("topk_group", self.best) or 1
+        if groups == best or (self.method and config.get("topk_method") != self.method):
+            return {}
+        ranked_by = (config.get("num_experts_per_tok") or 1) // best
+        missing = {} if ranked_by == self.ranked_by else {"missing": ("rank of groups",)}
+        return {"moe_router_num_groups": groups, "moe_router_group_topk": best, **missing}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        groups, best = arguments.moe_router_num_groups or 1, arguments.moe_router_group_topk or 1
+        method = {"topk_method": self.method if groups > 1 else "greedy"} if self.method else {}
+        return {"n_group": groups, "topk_group": best, **method}
+
+
+@dataclass(frozen=True)
+class ExpertScale:
+    """What the weights of a token's experts are multiplied by; by one is not at all."""
+
+    default: float
+    field: str = "routed_scaling_factor"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        scale = config.get(self.field, self.default)
+        return {"moe_router_topk_scaling_factor": None if scale == 1.0 else scale}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {self.field: arguments.moe_router_topk_scaling_factor or 1.0}
+
+
+def yarn(rope: Config, config: Config) -> dict[str, Any]:
+    """Megatron's YaRN for an entry of type yarn, or what it lacks for it.
+
+    transformers takes `mscale` only together with `mscale_all_dim`.
+    """
+    both = bool(rope.get("mscale") and rope.get("mscale_all_dim"))
+    if rope.get("attention_factor") is not None or (rope.get("mscale_all_dim") and not both):
+        return {"missing": ("yarn factor",)}
+    original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    found = Yarn(
+        factor=rope.get("factor") or config["max_position_embeddings"] / original,
+        original_max_position_embeddings=original,
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        mscale=rope["mscale"] if both else 1.0,
+        mscale_all_dim=rope["mscale_all_dim"] if both else 0.0,
+        correction_range_round_to_int=rope.get("truncate", True),
+    )
+    return {"yarn": found}
+
+
+@dataclass(frozen=True)
+class WindowSwitch:
+    """A sliding window for all layers where `use_sliding_window` is true."""
+
+    default: int = 4096
+    fields: tuple[str, ...] = ("use_sliding_window", "sliding_window")
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        window = config.get("sliding_window", self.default) if config.get("use_sliding_window") else None
+        return NO_WINDOW if window is None else {**NO_WINDOW, "window_size": (window - 1, 0)}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        window = arguments.window_size and arguments.window_size[0] + 1
+        return {"use_sliding_window": window is not None, "sliding_window": window}
