@@ -23,8 +23,8 @@ from torch import Tensor
 from converters import checkpoint
 from converters.family import family_of
 from converters.stores import safetensors
-from converters.torch_tensors import dtype_name, to_carrier, to_torch
 from converters.tensors import TensorSpec
+from converters.torch_tensors import dtype_name, to_carrier, to_torch
 from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import Progress, progress
 from swift_mega.base.errors import UserError
