@@ -27,6 +27,10 @@ class Command(NamedTuple):
 COMMANDS = {
     "pretrain": Command("swift_mega.cli.pretrain", "start or continue the pretraining of a model"),
     "convert": Command("converters.commands", "turn a Hugging Face model into a Megatron checkpoint, or back"),
+    "convert verify": Command("converters.command_verify", "check that two checkpoints are the same model"),
+    "convert diff": Command("converters.command_diff", "say how far apart two checkpoints are"),
+    "convert inspect": Command("converters.command_inspect", "show what a checkpoint holds and how it is stored"),
+    "convert manifest": Command("converters.command_manifest", "write a hash of every tensor of a model"),
     "data": Command("swift_mega.data.commands", "build and inspect the token files that training reads"),
     "doctor": Command("launch.doctor", "show versions and devices, what is missing and what that costs"),
 }
@@ -55,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<14}  {command.summary}" for name, command in COMMANDS.items())))
+        print(HELP.format(commands="\n".join(f"  {name:<16}  {command.summary}" for name, command in COMMANDS.items())))
         return 0
     if argv[0] == "--version":
         from importlib.metadata import version  # imports 40 ms of email parsing: not for --help
@@ -65,10 +69,12 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         raise UserError(f"there is no command `{argv[0]}`.", nearest(argv[0], COMMANDS))
     _check_siblings()
-    command = importlib.import_module(COMMANDS[argv[0]].module)
-    parser = Parser(prog=f"swift-mega {argv[0]}", description=command.__doc__)
+    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    name = " ".join(argv[:words])
+    command = importlib.import_module(COMMANDS[name].module)
+    parser = Parser(prog=f"swift-mega {name}", description=command.__doc__)
     command.add_arguments(parser)
-    return command.run(parser.parse_args(argv[1:], Namespace(argv=argv))) or 0
+    return command.run(parser.parse_args(argv[words:], Namespace(argv=argv))) or 0
 
 
 def _check_siblings() -> None:

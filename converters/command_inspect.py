@@ -1,0 +1,23 @@
+"""Show what a checkpoint holds: tensors, shapes, dtypes, sizes, parameters, and how it is cut into chunks and files.
+
+Works on any Hugging Face folder and any distributed checkpoint, also of models that cannot be converted; nothing
+but headers is read.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `convert inspect`."""
+    parser.add_argument("path", metavar="PATH", type=Path, help="Hugging Face folder or distributed checkpoint")
+    parser.add_argument("--all", action="store_true", help="one line for every layer and expert")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the options say."""
+    from converters.contents import contents
+    from swift_mega.base.console import say
+
+    for line in contents(args.path, args.all):
+        say(line)

@@ -1,0 +1,29 @@
+"""Write a manifest of a model: for each tensor its dtype, shape and a hash of its bytes, by its Hugging Face name.
+
+The hashes are the same whatever format and layout the model lies in, so that `swift-mega convert verify` can tell
+later, and elsewhere, whether a checkpoint still is that model.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `convert manifest`."""
+    parser.add_argument("path", metavar="PATH", type=Path, help="Hugging Face folder or Megatron checkpoint")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where to write it (default: PATH/tensors.xxh3.json)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the options say."""
+    from converters.logical import MANIFEST, fingerprints, open_logical, write_manifest
+    from swift_mega.base.console import say
+    from swift_mega.base.writing import write_errors_are_the_users
+
+    tensors = fingerprints(open_logical(args.path))
+    output = args.output or args.path / MANIFEST
+    with write_errors_are_the_users(output, option="--output"):
+        write_manifest(output, tensors)
+    say(f"wrote {output}: {len(tensors):,} tensors")

@@ -1,0 +1,73 @@
+"""What lies in a checkpoint folder, as lines of text."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from converters import checkpoint
+from converters.stores import safetensors, torch_dist
+from converters.tensors import TensorSpec
+from swift_mega.base.errors import UserError
+
+
+class Entry(NamedTuple):
+    """A tensor and how it is stored."""
+
+    spec: TensorSpec
+    grid: tuple[int, ...]
+    """Chunks along each axis."""
+
+
+def contents(path: Path, every: bool = False) -> Iterator[str]:
+    """The lines of `convert inspect`.
+
+    Args:
+        every: one line for each tensor, instead of one for those that differ by numbers in their names only.
+
+    Raises:
+        UserError: nothing that is known, or damaged.
+    """
+    kind, entries, files = _entries(path)
+    groups: dict[tuple[str, Entry], int] = defaultdict(int)
+    for name, entry in entries.items():
+        groups[name if every else re.sub(r"(?<=\.)\d+(?=\.)", "*", name), entry] += 1
+    width = max((len(name) for name, _ in groups), default=0)
+    yield f"{path}: {kind}"
+    for (name, entry), count in groups.items():
+        shape = " × ".join(map(str, entry.spec.shape)) or "scalar"
+        chunks = f"  in {' × '.join(map(str, entry.grid))} chunks" if math.prod(entry.grid) > 1 else ""
+        times = f"{count:>6,} ×" if count > 1 else " " * 8
+        yield f"  {times} {name:<{width}}  {entry.spec.dtype:<8}  {shape}{chunks}"
+    dtypes = Counter[str]()
+    for entry in entries.values():
+        dtypes[entry.spec.dtype] += math.prod(entry.spec.shape)
+    by_dtype = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
+    nbytes = sum(entry.spec.nbytes for entry in entries.values())
+    yield f"  {len(entries):,} tensors, {by_dtype} elements, {nbytes / 1e9:.3g} GB in {files:,} files"
+
+
+def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
+    if checkpoint.is_megatron(path) or (path / torch_dist.METADATA).is_file():
+        folder = checkpoint.latest(path) if checkpoint.is_megatron(path) else path
+        stored = torch_dist.open_distributed(folder)
+        entries = {
+            key: Entry(
+                spec,
+                tuple(
+                    len({offset[axis] for offset, _, _ in stored.listing.chunks[key]})
+                    for axis in range(len(spec.shape))
+                ),
+            )
+            for key, spec in sorted(stored.tensors.items())
+        }
+        files = {blob.file for chunks in stored.listing.chunks.values() for _, _, blob in chunks}
+        kind = f"distributed checkpoint {folder.name}, {len(stored.objects):,} objects besides"
+        return kind, entries, len(files)
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder or a distributed checkpoint.")
+    store = safetensors.open_folder(path)
+    entries = {name: Entry(spec, ()) for name, spec in store.tensors.items()}
+    return "Hugging Face folder", entries, len({place.file for place in store.places.values()})

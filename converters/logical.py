@@ -1,0 +1,124 @@
+"""The tensors of a model as its Hugging Face folder would hold them, whatever the format and layout it lies in.
+
+This is what two checkpoints are compared by: no padding, no interleaving, no stacking, the names that people know.
+A Megatron checkpoint is read through the plan of its export, one tensor at a time into memory instead of a file.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from converters import engine
+from converters.families._common import EMBEDDING
+from converters.hf import canonical, repeated
+from converters.plan import Move, make_plan, span
+from converters.source import Source, open_source
+from converters.stores.files import json_bytes, read_json
+from converters.stores.safetensors import Place, SafetensorsFolder
+from converters.tensors import CARRIER, TensorSpec
+from converters.view import MegatronView, hf_tensors
+from swift_mega.base.console import progress
+from swift_mega.base.errors import UserError
+
+MANIFEST = "tensors.xxh3.json"
+"""Default name of a manifest, in the folder that it describes."""
+
+
+@dataclass(frozen=True)
+class Logical:
+    """A model that can be read tensor by tensor."""
+
+    path: Path
+    tensors: dict[str, TensorSpec]
+    moves: dict[str, list[Move]]
+    """Hugging Face name → what fills it."""
+
+    def read(self, name: str, files: engine.Files) -> np.ndarray:
+        """A whole tensor, in the dtype that carries its bits."""
+        spec = self.tensors[name]
+        buffer = bytearray(spec.nbytes)
+        for move in self.moves[name]:
+            box = engine.load(move, files.reading(move.source))
+            carrier = CARRIER[move.target_dtype]
+            extent = span(move.shape, move.target_strides, carrier.itemsize)
+            window = memoryview(buffer)[move.at : move.at + extent]
+            np.ndarray(move.shape, carrier, window, strides=move.target_strides)[...] = box
+        return np.frombuffer(buffer, CARRIER[spec.dtype]).reshape(spec.shape)
+
+
+def open_logical(path: Path) -> Logical:
+    """The model in a folder of any format.
+
+    Raises:
+        UserError: see `open_source`.
+    """
+    source = open_source(path)
+    tensors = _specs(source)
+    # Every tensor is a file of its own, which is never written.
+    places = {name: Place(spec, Path(name), 0) for name, spec in tensors.items()}
+    store = SafetensorsFolder(Path(), places, writable=False)
+    view = MegatronView(source.family, source.config, store, source.space[EMBEDDING].spec.shape[0])
+    plan = make_plan(source.space, canonical(view))
+    moves: dict[str, list[Move]] = defaultdict(list)
+    for move in [*plan.moves, *repeated(plan.moves, view)]:
+        moves[str(move.target)].append(move)
+    return Logical(path, tensors, moves)
+
+
+def _specs(source: Source) -> dict[str, TensorSpec]:
+    dtypes = {key: stored.spec.dtype for key, stored in source.space.items()}
+    return hf_tensors(source.family, source.arguments, dtypes)
+
+
+def arrays(model: Logical, desc: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor in turn, with a progress bar."""
+    total = sum(spec.nbytes for spec in model.tensors.values())
+    files = engine.Files()
+    try:
+        with progress(total, desc, "B", unit_scale=True) as bar:
+            for name in model.tensors:
+                array = model.read(name, files)
+                bar.update(array.nbytes)
+                yield name, array
+    finally:
+        files.close()
+
+
+def fingerprints(model: Logical) -> dict[str, dict[str, Any]]:
+    """For each tensor dtype, shape and the xxh3-128 of its bytes: the same in every format and layout."""
+    return {
+        name: {
+            "dtype": model.tensors[name].dtype,
+            "shape": list(model.tensors[name].shape),
+            "xxh3_128": xxhash.xxh3_128(array.reshape(-1).view(np.uint8).data).hexdigest(),
+        }
+        for name, array in arrays(model, f"reading {model.path.name}")
+    }
+
+
+def write_manifest(path: Path, tensors: dict[str, dict[str, Any]]) -> None:
+    """A manifest: what `fingerprints` gave, as JSON."""
+    path.write_bytes(json_bytes({"algorithm": "xxh3_128", "tensors": tensors}, sort_keys=False))
+
+
+def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """The tensors of a manifest.
+
+    Raises:
+        UserError: it is none.
+    """
+    tensors = read_json(path).get("tensors")
+    if not isinstance(tensors, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
+        raise UserError(f"{path} is no manifest.", "Make one with `swift-mega convert manifest FOLDER`.")
+    return tensors
+
+
+def elements(model: Logical) -> int:
+    """How many numbers a model is made of."""
+    return sum(math.prod(spec.shape) for spec in model.tensors.values())

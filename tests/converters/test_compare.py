@@ -1,0 +1,84 @@
+"""verify, diff, manifest and inspect, against changes that are known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters.convert import Options, convert
+from converters.logical import open_logical
+from converters.stores import safetensors
+from swift_mega.cli.main import main
+
+
+@pytest.fixture
+def pair(hf_model: Callable[[str], Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A model as Hugging Face folder and as Megatron checkpoint with a padded vocabulary."""
+    convert(hf_model("qwen2"), tmp_path / "megatron", options=Options(target_tp=3))
+    return hf_model("qwen2"), tmp_path / "megatron"
+
+
+def flip_one_bit(root: Path) -> None:
+    """In the middle of the data of a Megatron checkpoint."""
+    data = root / "release" / "__0_0.distcp"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+
+
+def test_every_tensor_is_read_as_the_source_has_it(pair: tuple[Path, Path]) -> None:
+    from converters.logical import arrays
+
+    store = safetensors.open_folder(pair[0])
+    for path in pair:
+        model = open_logical(path)
+        assert model.tensors == store.tensors
+        for name, array in arrays(model, ""):
+            assert array.tobytes() == np.array(store.array(name)).tobytes(), name
+
+
+def test_the_same_model_in_two_formats(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "verify", *map(str, pair)]) == 0
+    assert "are byte for byte the same" in capsys.readouterr().out
+    assert main(["convert", "diff", *map(str, pair)]) == 0
+
+
+def test_a_flipped_bit_is_named(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "manifest", str(pair[1])]) == 0
+    assert main(["convert", "verify", str(pair[1])]) == 0
+    flip_one_bit(pair[1])
+    assert main(["convert", "verify", str(pair[1])]) == 1
+    assert main(["convert", "verify", *map(str, pair)]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("differs in its xxh3_128") == 2
+    assert main(["convert", "diff", *map(str, pair)]) == 1
+    assert " 1 of " in capsys.readouterr().out.splitlines()[0]
+
+
+def test_a_cast_is_measured(
+    hf_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = [str(hf_model("llama")), str(tmp_path / "other")]
+    convert(Path(sides[0]), Path(sides[1]), options=Options(dtype="bfloat16"))
+    assert main(["convert", "verify", *sides]) == 1
+    capsys.readouterr()
+    assert main(["convert", "diff", *sides]) == 1
+    assert "; float32 and bfloat16" in capsys.readouterr().out
+    assert main(["convert", "diff", *sides, "--tolerance", str(2**-8)]) == 0  # half a unit of eight bits
+
+
+def test_inspect_shows_every_tensor_once(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    for path in pair:
+        assert main(["convert", "inspect", str(path), "--all"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert f"{len(lines) - 2:,} tensors" in lines[-1]
+
+
+def test_inspect_needs_no_supported_architecture(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"some.thing": torch.zeros(3)}, tmp_path / "model.safetensors")
+    assert main(["convert", "inspect", str(tmp_path)]) == 0
+    assert main(["convert", "inspect", str(tmp_path / "nothing")]) == 2
