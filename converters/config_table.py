@@ -604,7 +604,11 @@ class WindowPattern:
         return found
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
-        return _layer_types(arguments)
+        if arguments.window_size is not None:
+            return _layer_types(arguments)
+        # transformers makes a mask for the window even where no layer has it.
+        window = None if self.rope_in_window_only else self.default
+        return {"sliding_window": window, "layer_types": [FULL] * arguments.num_layers}
 
 
 def _windows(config: Config, window: int | None, pattern: list[bool]) -> dict[str, Any]:
@@ -629,9 +633,8 @@ def _windows(config: Config, window: int | None, pattern: list[bool]) -> dict[st
 
 
 def _layer_types(arguments: MegatronArguments) -> Config:
-    """The way back: the window and what kind each layer is."""
-    if arguments.window_size is None:
-        return {"sliding_window": None, "layer_types": [FULL] * arguments.num_layers}
+    """The way back, where there is a window: its size and what kind each layer is."""
+    assert arguments.window_size is not None
     windowed = arguments.window_attn_skip_freq or [1] * arguments.num_layers
     return {
         "sliding_window": arguments.window_size[0] + 1,

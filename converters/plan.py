@@ -161,7 +161,8 @@ def _merged(moves: Iterable[Move]) -> Iterator[Move]:
     for move in sorted(moves, key=lambda move: (str(move.target), move.at)):
         if held is not None and _alike(held, move):
             apart = move.begin - held.begin, move.at - held.at
-            if count == 1 or apart == (count * step, count * stride):
+            # Where sources are far apart, as q, k and v are, the next one may also lie before.
+            if apart[0] > 0 and (count == 1 or apart == (count * step, count * stride)):
                 if count == 1:
                     step, stride = apart
                 count += 1

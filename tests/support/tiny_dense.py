@@ -81,7 +81,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ministral-full": (
         "ministral",
-        {"vocab_size": 128, "num_key_value_heads": 1, "layer_types": ["full_attention"] * 4},
+        {"vocab_size": 128, "num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"] * 4},
     ),
     "granite": (
         "granite",
@@ -167,6 +167,25 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "internlm3-bias": ("internlm3", {"vocab_size": 130, "attention_bias": True, "mlp_bias": True}),
 }
 """Name → (model type, its config; of InternLM the config of the Llama behind it)."""
+
+CONVERTED_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
+    "ministral3": ("ministral3", {"vocab_size": 101, "head_dim": 12, "num_key_value_heads": 1}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "vocab_size": 130,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.5, 2.0],
+                "long_factor": [2.0, 3.0, 4.0],
+            },
+        },
+    ),
+}
+"""Models that need what megatron-core does not have."""
 
 REMOTE = ("internlm2", "internlm3")
 """Model types that transformers does not know."""

@@ -1,0 +1,13 @@
+"""Ministral: Mistral with a window for some layers."""
+
+from converters.config_table import HeadSize, KeyValueHeads, WindowPattern
+from converters.families._common import CONFIG, DENSE, RECOMPUTABLE
+from converters.family import Family
+
+FAMILY = Family(
+    name="ministral",
+    architectures=("MinistralForCausalLM",),
+    config=(*CONFIG, HeadSize(), KeyValueHeads(default=8), WindowPattern(default=4096)),
+    rules=DENSE,
+    recomputable=RECOMPUTABLE,
+)

@@ -1,0 +1,149 @@
+"""The dense families beyond Llama's kin: their config and their tensors, both ways, and what is not trained."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from converters import checkpoint
+from converters.convert import convert
+from converters.family import family_of, padded_vocab_size, registry
+from converters.missing import MISSING, check_trainable
+from converters.stores.safetensors import open_folder
+from converters.torch_tensors import to_torch
+from converters.view import MegatronView
+from swift_mega.base.errors import UserError
+from tests.support import tiny_dense
+
+from .conftest import BASE
+from .reshape import llama_named, load, reshaped
+
+TinyModel = Callable[..., Path]
+MODELS = tiny_dense.MODELS | tiny_dense.CONVERTED_ONLY
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_config_goes_both_ways(name: str, tiny_model: TinyModel) -> None:
+    config = checkpoint.read_config(tiny_model(name))
+    family = family_of(config)
+    there = family.megatron_arguments(config)
+    assert family.hf_config(there, config) == config
+    if there.missing:
+        with pytest.raises(UserError, match="cannot be written as this architecture"):
+            family.hf_config(there)
+        return
+    alone = family.hf_config(there)
+    assert family.megatron_arguments(alone) == there
+    if family.name in transformers.CONFIG_MAPPING:
+        # transformers must read what was written as the same model.
+        ours = transformers.CONFIG_MAPPING[family.name](**alone)
+        assert family.megatron_arguments(json.loads(ours.to_json_string(use_diff=False))) == there
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_an_independent_reshaping(name: str, tiny_model: TinyModel) -> None:
+    folder = tiny_model(name)
+    config = checkpoint.read_config(folder)
+    padded = padded_vocab_size(config["vocab_size"])
+    view = MegatronView(family_of(config), config, open_folder(folder), padded)
+    tensors = llama_named(load(tiny_dense.reference(folder)), config)
+    expected = reshaped(tensors, config["num_hidden_layers"], config["num_key_value_heads"], padded)
+    assert set(view.tensors) == set(expected)
+    for key, tensor in expected.items():
+        spec = view.tensors[key]
+        assert spec.shape == tuple(tensor.shape), key
+        assert torch.equal(to_torch(view.read(key, (0,) * len(spec.shape), spec.shape), spec.dtype), tensor), key
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip_is_byte_identical(name: str, dtype: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+    source = tiny_model(name, dtype)
+    convert(source, tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "hf")
+    ours, theirs = open_folder(tmp_path / "hf"), open_folder(source)
+    assert ours.tensors == theirs.tensors
+    for tensor in theirs.tensors:
+        assert ours.array(tensor).tobytes() == theirs.array(tensor).tobytes(), tensor
+    assert (tmp_path / "hf" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
+def config_of(architecture: str, **own: Any) -> dict[str, Any]:
+    return {**BASE, "architectures": [architecture], "num_key_value_heads": 2, **own}
+
+
+MINISTRAL3_ROPE = {"rope_type": "yarn", "factor": 16.0, "llama_4_scaling_beta": 0.1}
+NOT_TRAINED: dict[str, tuple[dict[str, Any], str]] = {
+    "ministral3": (config_of("Ministral3ForCausalLM"), "queries whose size grows with the position"),
+    "ministral3 as written": (config_of("Ministral3ForCausalLM", rope_parameters=MINISTRAL3_ROPE), "queries whose"),
+    "phi4-mini": (config_of("Phi3ForCausalLM", rope_scaling={"type": "longrope"}), "longrope"),
+    "internlm2.5": (config_of("InternLM2ForCausalLM", rope_scaling={"type": "dynamic", "factor": 2.0}), "dynamic"),
+    "embedding gemma": (config_of("GemmaForCausalLM", use_bidirectional_attention=True), "attention to later tokens"),
+    "llama 3 constants": (
+        config_of("LlamaForCausalLM", rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}),
+        "other constants",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_TRAINED)
+def test_what_megatron_lacks_is_named(case: str) -> None:
+    config, message = NOT_TRAINED[case]
+    arguments = family_of(config).megatron_arguments(config)
+    assert set(arguments.missing) <= set(MISSING)
+    with pytest.raises(UserError, match=message):
+        check_trainable(arguments)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "activation": (config_of("GemmaForCausalLM", hidden_act="relu"), "`hidden_act` is 'relu'"),
+    "softcap": (config_of("Gemma3ForCausalLM", attn_logit_softcapping=50.0), "`attn_logit_softcapping` is 50.0"),
+    "local scaling": (
+        config_of("Gemma3ForCausalLM", rope_parameters={"sliding_attention": {"rope_type": "linear", "factor": 2.0}}),
+        "`rope_parameters` is not of the form",
+    ),
+    "bias of the MLP alone": (config_of("NemotronForCausalLM", mlp_bias=True), "`mlp_bias` is true"),
+    "bias without that of q, k, v": (config_of("InternLM3ForCausalLM", bias=True), "`bias` is true"),
+    "layer types": (config_of("Olmo3ForCausalLM", layer_types=["full_attention"]), "1 entries for 3 layers"),
+    "partial rotary": (config_of("Olmo2ForCausalLM", partial_rotary_factor=0.5), "`partial_rotary_factor` is 0.5"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_said_is_refused(case: str) -> None:
+    config, message = REFUSED[case]
+    with pytest.raises(UserError) as error:
+        family_of(config).megatron_arguments(config)
+    assert message in str(error.value)
+
+
+def test_one_architecture_does_not_pass_for_another() -> None:
+    """Arguments of one family that another family's config.json has no field for."""
+    for architecture in ("GemmaForCausalLM", "Glm4ForCausalLM", "Olmo2ForCausalLM", "NemotronForCausalLM"):
+        config = config_of(architecture)
+        arguments = family_of(config).megatron_arguments(config)
+        with pytest.raises(UserError, match="cannot be written as this architecture"):
+            registry()["LlamaForCausalLM"].hf_config(arguments)
+    granite = config_of("GraniteForCausalLM", residual_multiplier=0.5)
+    with pytest.raises(UserError, match=r"(softmax_scale|residual_multiplier)=\S+ cannot be written"):
+        registry()["LlamaForCausalLM"].hf_config(family_of(granite).megatron_arguments(granite))
+
+
+def test_patterns_of_windows() -> None:
+    def flags(architecture: str, **own: Any) -> tuple[Any, Any, Any]:
+        config = config_of(architecture, num_hidden_layers=6, sliding_window=8, **own)
+        found = family_of(config).megatron_arguments(config)
+        return found.window_size, found.window_attn_skip_freq, found.no_rope_freq
+
+    assert flags("Gemma2ForCausalLM") == ((7, 0), [1, 0, 1, 0, 1, 0], None)
+    assert flags("Gemma3ForCausalLM") == ((7, 0), [1, 1, 1, 1, 1, 0], None)
+    assert flags("Gemma3ForCausalLM", sliding_window_pattern=3) == ((7, 0), [1, 1, 0, 1, 1, 0], None)
+    assert flags("Olmo3ForCausalLM") == ((7, 0), [1, 1, 1, 0, 1, 1], None)
+    assert flags("MinistralForCausalLM") == ((7, 0), None, None)
+    assert flags("Exaone4ForCausalLM") == ((7, 0), [1, 1, 1, 0, 1, 1], [0, 0, 0, 1, 0, 0])
+    assert flags("Exaone4ForCausalLM", sliding_window_pattern="LLG") == ((7, 0), [1, 1, 0, 1, 1, 0], [0, 0, 1, 0, 0, 1])
+    assert flags("Exaone4ForCausalLM", layer_types=["full_attention"] * 6) == (None, None, [1] * 6)
