@@ -35,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target-tp", type=int, default=1, metavar="N", help="tensor parallel size to pad for (default: 1)"
     )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads that copy (default: 2)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that share the work (default: 1)")
+    parser.add_argument(
+        "--node-rank", type=int, default=0, metavar="I", help="which of them this is, from 0; they must all see DST"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and what it would cost")
     parser.add_argument("--revision", help="branch, tag or commit of SRC on the hub")
 
@@ -44,9 +48,11 @@ def run(args: argparse.Namespace) -> None:
     from converters.convert import DTYPES, Options, convert
     from swift_mega.base.hub import resolve_model
 
-    for name in ("vocab_divisible_by", "target_tp", "jobs"):
+    for name in ("vocab_divisible_by", "target_tp", "jobs", "nodes"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}.", "Give a number of at least 1.")
+    if not 0 <= args.node_rank < args.nodes:
+        raise UserError(f"--node-rank is {args.node_rank} of --nodes {args.nodes}.", f"Give 0 to {args.nodes - 1}.")
     options = Options(
         overwrite=args.overwrite,
         max_shard_bytes=parse_size(args.max_shard_size),
@@ -54,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
         vocab_divisible_by=args.vocab_divisible_by,
         target_tp=args.target_tp,
         jobs=args.jobs,
+        nodes=args.nodes,
+        node_rank=args.node_rank,
         dry_run=args.dry_run,
     )
     convert(resolve_model(args.source, args.revision), args.target, to=args.to, options=options)

@@ -8,9 +8,9 @@ beside the target and renamed when it is complete; a conversion that was interru
 import argparse
 import contextlib
 import dataclasses
-import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,8 +56,20 @@ class Options:
     jobs: int = 2
     """Threads that copy."""
 
+    node_rank: int = 0
+    nodes: int = 1
+    """Machines that work on this conversion, and which of them this is; they share the folder of the target."""
+
     dry_run: bool = False
     """Say what would be done, and do nothing."""
+
+
+WAIT_S = 3600.0
+POLL_S = 0.2
+
+
+class Unfinished(UserError):
+    """Nothing is wrong with what was done; it can be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +115,11 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
 
         say_forecast(conversion, target, options.jobs)
         return
-    with _renamed(staging, target):
-        _carry_out(conversion, staging, options.jobs)
-    say(f"wrote {target}")
+    with _renamed(staging, target) as rename:
+        finished = _carry_out(conversion, staging, options)
+        if finished:
+            rename()
+    say(f"wrote {target}" if finished else f"done; machine 0 finishes {target}")
 
 
 def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
@@ -180,28 +194,67 @@ def _check_shapes(folder: Path, view: MegatronView, space: Space) -> None:
             )
 
 
-def _carry_out(conversion: Conversion, root: Path, jobs: int) -> None:
-    """Reserve, copy, finish; what is done already is not done again."""
+def _carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
+    """Reserve, copy, finish; what is done already is not done again. False: another machine will finish.
+
+    Machines agree through the files beside the result alone: the first one reserves, each has a journal, and the
+    first one waits for all journals before it finishes.
+    """
     portions = engine.parts(conversion.plan)
-    journal = root / engine.JOURNAL
     state = root / f"{engine.JOURNAL}.plan"
     mark = engine.fingerprint(conversion.plan)
-    if state.is_file() and state.read_text(encoding="ascii") == mark:
-        say("  going on where the last attempt was interrupted")
-    else:
+    if _says(state, mark):
+        say(
+            "  going on where the last attempt was interrupted"
+            if options.nodes == 1
+            else "  joining the other machines"
+        )
+    elif options.node_rank == 0:
         _start(conversion, root, state, mark)
-    with progress(
-        conversion.plan.nbytes, f"{NAMES[conversion.source.kind]} → {NAMES[conversion.to]}", "B", True
-    ) as bar:
-        engine.run(portions, range(len(portions)), journal, jobs, bar.update)
+    else:
+        _await(lambda: _says(state, mark), f"machine 0 to begin this conversion in {root}")
+    mine = range(options.node_rank, len(portions), options.nodes)
+    total = sum(move.nbytes for number in mine for move in portions[number])
+    with progress(total, f"{NAMES[conversion.source.kind]} → {NAMES[conversion.to]}", "B", True) as bar:
+        engine.run(portions, mine, engine.journal_of(root, options.node_rank), options.jobs, bar.update)
+    if options.node_rank > 0:
+        return False
+    everything = set(range(len(portions)))
+    _await(lambda: engine.finished_portions(root) >= everything, "the other machines to do their share")
+    _complete(conversion, root)
+    return True
+
+
+def _complete(conversion: Conversion, root: Path) -> None:
     checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files)
     checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
     engine.finish(conversion.target)
     if conversion.to == "megatron":
         with write_errors_are_the_users(root):
             checkpoint.write_tracker(root, None)
-    for path in (journal, state):
-        path.unlink(missing_ok=True)
+    for path in root.glob(f"{engine.JOURNAL}*"):
+        path.unlink()
+
+
+def _says(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_text(encoding="ascii") == text
+
+
+def _await(condition: Callable[[], bool], what: str) -> None:
+    """Look at the folder that the machines share until something has happened.
+
+    Raises:
+        UserError: it has not within `WAIT_S`.
+    """
+    give_up = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > give_up:
+            raise Unfinished(
+                f"waited {WAIT_S:,.0f} s for {what}.",
+                "Start every machine with the same SRC, DST and options, and its own --node-rank; "
+                "what is done is kept, and the same commands go on from here.",
+            )
+        time.sleep(POLL_S)
 
 
 def _start(conversion: Conversion, root: Path, state: Path, mark: str) -> None:
@@ -240,25 +293,30 @@ def _mend(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _renamed(staging: Path, target: Path) -> Iterator[None]:
-    """Give the staging folder the target's name if the body succeeds. A UserError in it leaves nothing behind;
-    an interruption leaves what was done, for the next attempt."""
+def _renamed(staging: Path, target: Path) -> Iterator[Callable[[], None]]:
+    """What the body calls at last, to give the staging folder the target's name. A UserError in the body leaves
+    nothing behind; an interruption leaves what was done, for the next attempt."""
     target = target.resolve()
     with write_errors_are_the_users(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(_replaced(target), ignore_errors=True)
-    try:
-        yield
+
+    def rename() -> None:
         if target.exists():
             target.rename(_replaced(target))
-        os.replace(staging, target)
+        staging.rename(target)
+        shutil.rmtree(_replaced(target), ignore_errors=True)
+
+    try:
+        yield rename
+    except Unfinished:
+        raise
     except UserError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     except KeyboardInterrupt:
         say(f"interrupted; the same command goes on from here (or remove {staging})")
         raise
-    shutil.rmtree(_replaced(target), ignore_errors=True)
 
 
 def _say(conversion: Conversion) -> None:

@@ -87,12 +87,12 @@ def parts(plan: Plan) -> list[Sequence[Move]]:
 
 
 def run(portions: Sequence[Sequence[Move]], mine: Sequence[int], journal: Path, jobs: int, report: Report) -> None:
-    """Copy the portions with the numbers `mine`, those that `journal` has already left out.
+    """Copy the portions with the numbers `mine`, those left out that a journal beside `journal` has already.
 
     Raises:
         UserError: a source that ends too early, or a disk that is full.
     """
-    done = read_journal(journal)
+    done = finished_portions(journal.parent)
     todo = [number for number in mine if number not in done]
     report(sum(move.nbytes for number in mine if number in done for move in portions[number]))
     writing = threading.Lock()
@@ -121,11 +121,15 @@ def run(portions: Sequence[Sequence[Move]], mine: Sequence[int], journal: Path, 
                 future.result()
 
 
-def read_journal(journal: Path) -> set[int]:
+def journal_of(folder: Path, machine: int) -> Path:
+    """Each machine that works on a conversion keeps a journal of its own."""
+    return folder / f"{JOURNAL}.{machine}"
+
+
+def finished_portions(folder: Path) -> set[int]:
     """The numbers of the portions that are on the disk; a last line that was cut off does not count."""
-    if not journal.is_file():
-        return set()
-    return {int(line) for line in journal.read_text(encoding="ascii").splitlines(keepends=True) if line.endswith("\n")}
+    texts = (journal.read_text(encoding="ascii") for journal in folder.glob(f"{JOURNAL}.[0-9]*"))
+    return {int(line) for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")}
 
 
 def fingerprint(plan: Plan) -> str:
