@@ -1,14 +1,18 @@
 """Fixtures for the whole suite."""
 
+import copy
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from swift_mega import compat
+from tests.support import cli, newcomer
 from tests.support.distributed import Workers
+from tests.support.place import Place
 
 # Several processes on few cores: more threads than one per process only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,3 +53,35 @@ def distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     workers = Workers(4, tmp_path_factory.mktemp("distributed"))
     yield workers
     workers.close()
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model of 300 tokens and data built with its tokenizer."""
+    from swift_mega.data.build import build
+
+    folder = tmp_path_factory.mktemp("good")
+    model = newcomer.tiny_model(folder / "model")
+    build([str(newcomer.texts(folder / "texts"))], str(model), folder / "data", workers=1)
+    return model, folder / "data"
+
+
+@pytest.fixture
+def place(good: tuple[Path, Path], tmp_path: Path) -> Place:
+    return Place(tmp_path, *good)
+
+
+@pytest.fixture(scope="session")
+def two_steps(good: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A run that has saved steps 1 and 2; not to be spoiled."""
+    place = Place(tmp_path_factory.mktemp("two-steps"), *good)
+    assert cli.in_process(place.argv("--save-interval-steps", "1")).code == 0
+    return place
+
+
+@pytest.fixture
+def trained(two_steps: Place, tmp_path: Path) -> Place:
+    """The same run with an output of its own, to be spoiled."""
+    place = copy.copy(two_steps)
+    place.folder, place.output = tmp_path, shutil.copytree(two_steps.output, tmp_path / "out")
+    return place

@@ -5,7 +5,6 @@ here, what only the ranks find out in one rank here and in two of the session's 
 kind start the real processes.
 """
 
-import copy
 import json
 import os
 import shutil
@@ -19,68 +18,9 @@ import pytest
 
 from swift_mega.data import indexed
 from tests.support import cli, newcomer
+from tests.support.place import Place
 
 Distributed = Callable[..., list[cli.Ended]]
-
-
-class Place:
-    """A model, data and a run that works, to be spoiled."""
-
-    def __init__(self, folder: Path, model: Path, data: Path) -> None:
-        self.folder = folder
-        self.model = Path(shutil.copytree(model, folder / "model"))
-        for file in data.parent.glob(f"{data.name}.*"):
-            shutil.copyfile(file, folder / file.name)
-        self.data = folder / data.name
-        self.output = folder / "out"
-
-    def argv(self, *options: str) -> list[str]:
-        """The command of a small run; later options win."""
-        return [
-            *["pretrain", "--output", str(self.output), "--model.path", str(self.model)],
-            *["--data.train", str(self.data), "--sequence-length", "16", "--num-workers", "0"],
-            *["--steps", "2", "--global-batch-size", "2", "--tensorboard", "false", *options],
-        ]
-
-    def change_json(self, file: Path, **values: Any) -> None:
-        """Change a JSON file."""
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-    def change_config(self, **values: Any) -> None:
-        """Change the model's config.json."""
-        self.change_json(self.model / "config.json", **values)
-
-
-@pytest.fixture(scope="session")
-def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny model of 300 tokens and data built with its tokenizer."""
-    from swift_mega.data.build import build
-
-    folder = tmp_path_factory.mktemp("good")
-    model = newcomer.tiny_model(folder / "model")
-    build([str(newcomer.texts(folder / "texts"))], str(model), folder / "data", workers=1)
-    return model, folder / "data"
-
-
-@pytest.fixture
-def place(good: tuple[Path, Path], tmp_path: Path) -> Place:
-    return Place(tmp_path, *good)
-
-
-@pytest.fixture(scope="session")
-def two_steps(good: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A run that has saved steps 1 and 2; not to be spoiled."""
-    place = Place(tmp_path_factory.mktemp("two-steps"), *good)
-    assert cli.in_process(place.argv("--save-interval-steps", "1")).code == 0
-    return place
-
-
-@pytest.fixture
-def trained(two_steps: Place, tmp_path: Path) -> Place:
-    """The same run with an output of its own, to be spoiled."""
-    place = copy.copy(two_steps)
-    place.folder, place.output = tmp_path, shutil.copytree(two_steps.output, tmp_path / "out")
-    return place
 
 
 @pytest.fixture

@@ -56,11 +56,16 @@ def explained() -> Iterator[Outcome]:
             print(error, file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         outcome.exit_code = 130
+        if claim_report(report_folder(), outcome.exit_code):
+            print("Interrupted.", file=sys.stderr, flush=True)
     except BrokenPipeError:
         # The reader of our output (`| head`) has left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         outcome.exit_code = 141
-    except Exception:  # noqa: BLE001  the last stop before the interpreter; nothing is swallowed, it is printed
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException:  # noqa: BLE001  the last stop before the interpreter; nothing is swallowed, it is printed
+        # Not `Exception`: torch's CheckpointException is none.
         outcome.exit_code = 1
         if report_folder() is not None:
             # A lost peer shows here as a failed collective; who lost it says so within this second.

@@ -118,9 +118,11 @@ def _run(config: PretrainConfig, source: Path, method: Method, callbacks: Sequen
         last_step=_last_step(config, progress),
         progress=progress,
     )
-    on_main(lambda: claim_output(config))
-    metrics = _metrics(config, progress)
-    fit(trainer, [*_callbacks(config, checkpointer, metrics, streams, batches, arguments), *callbacks])
+    with StopOnSignal() as stop:
+        on_main(lambda: claim_output(config))
+        metrics = _metrics(config, progress)
+        own = _callbacks(config, checkpointer, metrics, streams, batches, arguments)
+        fit(trainer, [StopOnNonFinite(), stop, *own, *callbacks])
     metrics.close()
     return Outcome(progress.step, trainer.stop_reason, layout.latest(checkpoints(config)))
 
@@ -227,7 +229,7 @@ def _callbacks(
     batches: Loader,
     arguments: MegatronArguments,
 ) -> list[Callback]:
-    """In the order they are called: a step is judged and evaluated before it is plotted and saved."""
+    """In the order they are called: a step is evaluated before it is plotted and saved."""
     tokens_per_step = config.train.global_batch_size * config.data.sequence_length
     report = Report(
         metrics,
@@ -238,7 +240,7 @@ def _callbacks(
         peak_flops=peak_flops(device_name(), str(precision_of(config.model.precision))),
         data_wait_s=lambda: batches.wait_s,
     )
-    callbacks: list[Callback] = [StopOnNonFinite(), StopOnSignal()]
+    callbacks: list[Callback] = []
     count, interval_steps = config.train.eval_batches, config.train.eval_interval_steps
     if streams.valid:
         fresh = partial(_loader, config, streams.valid)

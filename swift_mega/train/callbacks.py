@@ -31,6 +31,9 @@ WARMUP_STEPS = 2
 class StopOnSignal(Callback):
     """Ends the loop after the current step on SIGTERM or SIGINT on any rank, so that the run is saved.
 
+    Used as `with StopOnSignal() as stop:` from before the run leaves its first trace, so that whoever sees that it
+    has begun may stop it. Collective: inside, every rank listens.
+
     The ranks have to agree, or one would save while another trains on. The vote of step k travels
     over gloo while step k+1 computes, so that nobody waits for it.
     """
@@ -38,13 +41,17 @@ class StopOnSignal(Callback):
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.previous: dict[int, Any] = {}
-
-    def on_start(self, trainer: Trainer) -> None:
-        self.group = dist.new_group(backend="gloo")
         self.received = 0
         self.vote: tuple[torch.Tensor, Any] | None = None
+
+    def __enter__(self) -> "StopOnSignal":
         self.previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        self.group = dist.new_group(backend="gloo")  # waits for all ranks
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:  # asked twice: the person does not want to wait for the save
@@ -64,10 +71,6 @@ class StopOnSignal(Callback):
     def on_end(self, trainer: Trainer) -> None:
         if self.vote:
             self.vote[1].wait()
-
-    def close(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
 
 class StopOnNonFinite(Callback):

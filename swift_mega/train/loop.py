@@ -61,23 +61,16 @@ class Callback:
     def on_end(self, trainer: Trainer) -> None:
         """After the last step of this start, when nothing failed."""
 
-    def close(self) -> None:
-        """After all that, and when something failed: give back what the process lent. Not collective."""
-
 
 def fit(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
     """Train until `trainer.finished`."""
-    try:
+    for callback in callbacks:
+        callback.on_start(trainer)
+    while not trainer.finished:
+        result = trainer.stepper.train(trainer.batches, trainer.optimizer, trainer.scheduler)
+        trainer.progress.step += 1
+        trainer.progress.consumed_samples += trainer.global_batch_size
         for callback in callbacks:
-            callback.on_start(trainer)
-        while not trainer.finished:
-            result = trainer.stepper.train(trainer.batches, trainer.optimizer, trainer.scheduler)
-            trainer.progress.step += 1
-            trainer.progress.consumed_samples += trainer.global_batch_size
-            for callback in callbacks:
-                callback.on_step(trainer, result)
-        for callback in callbacks:
-            callback.on_end(trainer)
-    finally:
-        for callback in callbacks:
-            callback.close()
+            callback.on_step(trainer, result)
+    for callback in callbacks:
+        callback.on_end(trainer)

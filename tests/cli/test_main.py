@@ -4,9 +4,11 @@ import argparse
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint.api import CheckpointException
 
 from swift_mega.base import config as configs
 from swift_mega.base.errors import UserError
@@ -116,18 +118,33 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("swift_mega.cli.pretrain.run", lambda args: 1 / 0)
+    monkeypatch.setattr("swift_mega.cli.pretrain.run", raising(ZeroDivisionError("division by zero")))
     assert main(["pretrain"]) == 1
     assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(args: argparse.Namespace) -> int:
-        raise KeyboardInterrupt
+def test_what_is_no_exception_is_explained_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch's CheckpointException derives from BaseException."""
+    monkeypatch.setattr("swift_mega.cli.pretrain.run", raising(CheckpointException("load", {})))
+    assert main(["pretrain"]) == 1
+    assert capsys.readouterr().err.count("CheckpointException ranks:") == 1
 
-    monkeypatch.setattr("swift_mega.cli.pretrain.run", interrupted)
+
+def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("swift_mega.cli.pretrain.run", raising(KeyboardInterrupt()))
     assert main(["pretrain"]) == 130
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    """A command that ends with `error`."""
+
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
