@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from converters import checkpoint
+from converters.config_table import MegatronArguments
 from converters.family import Family, family_of, registry
 from swift_mega.model.build import build_model
 from swift_mega.model.config import ModelConfig
@@ -77,6 +78,17 @@ def logits_with_fault(folder: Path, layout: dict[str, Any], tokens: Tensor, key:
         return logits(folder, layout, tokens)
     finally:
         families[right.architectures[0]] = right
+
+
+def logits_with_arguments(folder: Path, tokens: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """Logits of the model with other Megatron arguments than its config.json means."""
+    right = Family.megatron_arguments
+
+    def wrong(self: Family, config: dict[str, Any]) -> MegatronArguments:
+        return dataclasses.replace(right(self, config), **arguments)
+
+    with mock.patch.object(Family, "megatron_arguments", wrong):
+        return logits(folder, {}, tokens)
 
 
 def token_losses(

@@ -49,10 +49,18 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, may_see: Tensor, scale: float = 1 / math.sqrt(D)) -> Tensor:
+def written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    may_see: Tensor,
+    scale: float = 1 / math.sqrt(D),
+    softcap: float | None = None,
+) -> Tensor:
     """[s, b, h·d] by the formula; `may_see` is [s, s] or [b, 1, s, s]."""
     key, value = (kv.repeat_interleave(H // G, dim=2) for kv in (key, value))
     scores = torch.einsum("sbhd,tbhd->bhst", query, key) * scale
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     weights = scores.masked_fill(~may_see, float("-inf")).softmax(dim=-1)
     return torch.einsum("bhst,tbhd->sbhd", weights, value).flatten(2)
 
@@ -67,6 +75,19 @@ def test_causal_grouped_queries() -> None:
 def test_scale() -> None:
     found = attention(softmax_scale=0.7)(*inputs(), None)
     torch.testing.assert_close(found, written_out(*inputs(), CAUSAL, scale=0.7))
+
+
+@pytest.mark.parametrize("window", [None, (3, 0)])
+def test_soft_cap(window: tuple[int, int] | None) -> None:
+    capped = attention(softmax_scale=0.7, window_size=window)
+    type(capped).softcap = 1.5
+    try:
+        found = capped(*inputs(), None)
+    finally:
+        type(capped).softcap = None
+    may_see = CAUSAL & torch.ones(S, S, dtype=torch.bool).triu(-3) if window else CAUSAL
+    torch.testing.assert_close(found, written_out(*inputs(), may_see, scale=0.7, softcap=1.5))
+    assert not torch.allclose(found, written_out(*inputs(), may_see, scale=0.7))
 
 
 def test_sliding_window_sees_itself_and_those_before() -> None:

@@ -6,6 +6,7 @@ The fast suite has the smallest and the largest layout, `make test-slow` has all
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,25 +14,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from converters import checkpoint
+from converters.family import family_of
+from swift_mega.base.errors import UserError
+from swift_mega.model import spec
 from swift_mega.model.logits import transformers_logits
 from tests.model import cases
 from tests.model.test_gradients import wrong
 from tests.model.test_parity import LAYOUTS
 from tests.support import tiny, tiny_dense
-from tests.support.distributed import Workers
+from tests.support.distributed import Failed, Workers
 
 TinyModel = Callable[..., Path]
 
-DENSE_LAYOUTS = [name for name, (_, parallel) in LAYOUTS.items() if "expert_model_parallel_size" not in parallel]
-FAST = ("TP1", "TP2xPP2")
-EVERY = pytest.mark.parametrize(
-    ("name", "layout"),
-    [
-        pytest.param(name, layout, marks=() if layout in FAST else pytest.mark.slow)
-        for name in tiny_dense.MODELS
-        for layout in DENSE_LAYOUTS
-    ],
-)
+
+def every(*fast: str) -> pytest.MarkDecorator:
+    """Every model on every layout, all but those in `fast` in the slow suite."""
+    return pytest.mark.parametrize(
+        ("name", "layout"),
+        [
+            pytest.param(name, layout, marks=() if layout in fast else pytest.mark.slow)
+            for name in tiny_dense.MODELS
+            for layout in LAYOUTS
+        ],
+    )
 
 
 @functools.cache
@@ -41,7 +46,7 @@ def expected(folder: Path) -> tuple[Tensor, Tensor]:
     return tokens, transformers_logits(tiny_dense.reference(folder), tokens)
 
 
-@EVERY
+@every("TP1", "TP2xPP2")
 def test_logits_equal_and_weights_return(
     name: str, layout: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path
 ) -> None:
@@ -59,21 +64,100 @@ def expected_gradients(folder: Path) -> dict[str, Tensor]:
     """transformers' gradient of the mean loss of the same tokens, by name."""
     from transformers import AutoModelForCausalLM
 
-    tokens = tiny.tokens(checkpoint.read_config(folder)["vocab_size"])
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    config = checkpoint.read_config(folder)
+    tokens = tiny.tokens(config["vocab_size"])
+    reference = tiny_dense.reference(folder)
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32, attn_implementation="eager")
     logits = model(tokens).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.roll(-1, dims=1).flatten()).backward()
-    return {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
+    found = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
+    if config["model_type"] == "internlm2":
+        return tiny_dense.internlm2_tensors(found, config["num_key_value_heads"])
+    return found
 
 
-@EVERY
+@every("TP2xPP2")
 def test_gradients(name: str, layout: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path) -> None:
     folder = tiny_model(name)
-    if tiny_dense.reference(folder) != folder:
-        pytest.skip("its tensors are not those of the Llama it is compared with; Llama's gradients are tested")
     world_size, parallel = LAYOUTS[layout]
     tokens = tiny.tokens(checkpoint.read_config(folder)["vocab_size"])
     distributed(cases.gradients, world_size, folder, parallel, tokens, tmp_path / "gradients")
     found = load_file(tmp_path / "gradients" / "model.safetensors")
     assert set(found) == set(expected_gradients(folder))
     assert wrong(found, expected_gradients(folder)) == []
+
+
+FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "norm weights are not stored minus one": ("gemma", {"layernorm_zero_centered_gamma": False}),
+    "embeddings are not multiplied": ("gemma", {"embedding_multiplier": 1.0}),
+    "another GELU": ("gemma", {"activation": "gelu"}),
+    "scores are not capped": ("gemma2", {"attention_softcap": None}),
+    "logits are not capped": ("gemma2", {"logits_softcap": None}),
+    "scores have the usual scale": ("gemma2", {"softmax_scale": None}),
+    "one rotary base for all layers": ("gemma3", {"rotary_local_base": None}),
+    "the whole head is rotated": ("phi3", {"rotary_percent": 1.0}),
+    "layers add all they compute": ("granite", {"residual_multiplier": 1.0}),
+    "logits are not divided": ("granite", {"logits_divisor": 1.0}),
+    "rotated by halves": ("glm4", {"rotary_interleaved": False}),
+    "all layers have a rotary embedding": ("exaone4", {"no_rope_freq": None}),
+    "all layers have a window": ("olmo3", {"window_attn_skip_freq": None}),
+    "another activation": ("nemotron", {"activation": "silu"}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_forgotten_feature_is_found(fault: str, tiny_model: TinyModel, distributed: Workers) -> None:
+    """The parity test can fail: without any one of its features a family is outside the tolerance by far."""
+    name, arguments = FAULTS[fault]
+    folder = tiny_model(name)
+    tokens, wanted = expected(folder)
+    (logits,) = distributed(cases.logits_with_arguments, 1, folder, tokens, arguments)
+    assert (logits - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2", "nemotron"])
+def test_bf16_logits_are_near_transformers_bf16(name: str, tiny_model: TinyModel, distributed: Workers) -> None:
+    """Both round at every step, in another order: as near to one another as transformers' own bf16 is to its fp32."""
+    folder = tiny_model(name, "bfloat16")
+    tokens, fp32 = expected(folder)
+    rounding = (transformers_logits(folder, tokens, torch.bfloat16) - fp32).abs().mean()
+    for logits in distributed(cases.logits, 2, folder, LAYOUTS["TP2+SP"][1], tokens, precision="bf16"):
+        assert (logits - fp32).abs().mean() <= 1.5 * rounding
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_recomputing_activations_changes_nothing(name: str, tiny_model: TinyModel, distributed: Workers) -> None:
+    folder = tiny_model(name)
+    tokens, _ = expected(folder)
+    ((losses, gradient),) = distributed(cases.token_losses, 1, folder, {}, tokens, attention_dropout=0.3)
+    for granularity in ("selective", "full"):
+        train = {"recompute_granularity": granularity, "recompute_num_layers": 2}
+        ((again, gradient_again),) = distributed(
+            cases.token_losses, 1, folder, {}, tokens, train=train, attention_dropout=0.3
+        )
+        assert torch.equal(losses, again) and torch.equal(gradient, gradient_again)
+
+
+def test_fresh_norms_only_normalise(tiny_model: TinyModel, distributed: Workers, tmp_path: Path) -> None:
+    """Weights that are stored minus one start at zero."""
+    distributed(cases.random_weights, 1, tiny_model("gemma3"), {}, tmp_path / "gemma3")
+    distributed(cases.random_weights, 1, tiny_model("nemotron"), {}, tmp_path / "nemotron")
+    for name in ("gemma3", "nemotron"):
+        weights = load_file(tmp_path / name / "model.safetensors")
+        norms = {key: weight for key, weight in weights.items() if "norm" in key}
+        assert len(norms) > 8 and not any(weight.any() for weight in norms.values())
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+def test_layers_that_transformer_engine_lacks(name: str, tiny_model: TinyModel) -> None:
+    config = checkpoint.read_config(tiny_model(name))
+    arguments = family_of(config).megatron_arguments(config)
+    assert spec.implementation("auto", arguments) == "local"
+    with pytest.raises(UserError, match="which has no norm of what a layer gives back, no "):
+        spec.implementation("transformer_engine", arguments)
+
+
+@pytest.mark.parametrize("name", tiny_dense.CONVERTED_ONLY)
+def test_what_megatron_lacks_is_not_built(name: str, tiny_model: TinyModel, distributed: Workers) -> None:
+    with pytest.raises(Failed, match="megatron-core's GPT model lacks what this model needs"):
+        distributed(cases.logits, 1, tiny_model(name), {}, tiny.tokens(99))
