@@ -23,8 +23,8 @@ class Yarn:
     original_max_position_embeddings: int
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
     correction_range_round_to_int: bool = True
 
 
@@ -128,6 +128,11 @@ class MegatronArguments:
     @property
     def swiglu(self) -> bool:
         return self.gated_linear_unit and self.activation == "silu"
+
+    @property
+    def plain_query(self) -> bool:
+        """Whether latent attention has a query that is not made of a latent."""
+        return self.kv_lora_rank is not None and self.q_lora_rank is None
 
     @property
     def homogeneous(self) -> bool:

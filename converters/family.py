@@ -14,7 +14,7 @@ from typing import Any
 
 from converters import families
 from converters.config_table import Config, MegatronArguments, Row
-from converters.rules import DECODER_LAYERS, Rule
+from converters.rules import DECODER_LAYERS, MTP_LAYERS, Rule
 from swift_mega.base.errors import UserError
 
 
@@ -90,6 +90,16 @@ class Family:
             rule.at(mtp=number, layer=layer) for number, layer in enumerate(arguments.mtp_layers) for rule in mtp
         ]
 
+    def as_stored(self, arguments: MegatronArguments, names: Collection[str]) -> MegatronArguments:
+        """`arguments` without MTP layers, if none of `names` is of one, whatever the config says.
+
+        transformers does not load those layers; what it saves has them in the config only.
+        """
+        mtp = [rule for rule in self.rules_for(arguments) if rule.megatron.startswith(MTP_LAYERS)]
+        if {name for rule in mtp for name in (rule.megatron, rule.sources[0].first_name)}.isdisjoint(names):
+            return dataclasses.replace(arguments, mtp_num_layers=0)
+        return arguments
+
     def form_of(self, names: Collection[str], arguments: MegatronArguments) -> str | None:
         """The form of a folder that holds `names`: the first of which it has a tensor."""
         for form in self.forms:
@@ -140,8 +150,25 @@ def sizes(arguments: MegatronArguments, padded_vocab_size: int) -> dict[str, int
         "expert_gate_up": 2 * (arguments.moe_ffn_hidden_size or 0),
         "shared_ffn": arguments.moe_shared_expert_intermediate_size or 0,
         "one": 1,
+        "two_hidden": 2 * arguments.hidden_size,
+        **_latent_sizes(arguments),
         "vocab": arguments.vocab_size,
         "padded_vocab": padded_vocab_size,
+    }
+
+
+def _latent_sizes(arguments: MegatronArguments) -> dict[str, int]:
+    if arguments.kv_lora_rank is None:
+        return {}
+    heads, rank = arguments.num_attention_heads, arguments.kv_lora_rank
+    plain, rotated, value = arguments.qk_head_dim or 0, arguments.qk_pos_emb_head_dim or 0, arguments.v_head_dim or 0
+    return {
+        "query_rank": arguments.q_lora_rank or 0,
+        "latent": rank + rotated,
+        "latent_rank": rank,
+        "latent_query": heads * (plain + rotated),
+        "latent_key_value": heads * (plain + value),
+        "latent_value": heads * value,
     }
 
 

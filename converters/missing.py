@@ -17,6 +17,12 @@ MISSING: dict[str, str] = {
     "rank of groups": "groups of experts ranked by another number of their best experts than top-k over chosen groups",
     "weight one": "one expert for each token, with the weight one whatever its score",
     "sigmoid sum": "sigmoid scores of several experts that do not add up to one, or of one expert that do",
+    "latent halves": "a rotary embedding by halves (`rope_interleave` false) in latent attention",
+    "latent rope linear": "latent attention with linear rotary scaling",
+    "latent rope dynamic": "latent attention with dynamic rotary scaling",
+    "latent rope llama3": "latent attention with Llama 3's rotary scaling",
+    "latent rope longrope": "latent attention with longrope",
+    "yarn untruncated": "YaRN without whole numbers as limits (`truncate` false) in latent attention",
     "yarn factor": "YaRN with a factor of its own for queries and keys (attention_factor, mscale_all_dim alone)",
 }
 """Name, as rows of the config table give it → the feature in words."""

@@ -170,6 +170,61 @@ class ExpertScale:
         return {self.field: arguments.moe_router_topk_scaling_factor or 1.0}
 
 
+@dataclass(frozen=True)
+class WindowSwitch:
+    """A sliding window for all layers where `use_sliding_window` is true."""
+
+    default: int = 4096
+    fields: tuple[str, ...] = ("use_sliding_window", "sliding_window")
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        window = config.get("sliding_window", self.default) if config.get("use_sliding_window") else None
+        return NO_WINDOW if window is None else {**NO_WINDOW, "window_size": (window - 1, 0)}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        window = arguments.window_size and arguments.window_size[0] + 1
+        return {"use_sliding_window": window is not None, "sliding_window": window}
+
+
+@dataclass(frozen=True)
+class LatentHeads:
+    """Heads of multi-latent attention: as many keys and values as queries, the size is that of a value."""
+
+    default: int
+    """Of a value's head."""
+    fields: tuple[str, ...] = ("v_head_dim", "num_key_value_heads")
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        # What a file says of key-value heads means nothing here.
+        value, heads = config.get("v_head_dim") or self.default, config["num_attention_heads"]
+        return {"v_head_dim": value, "kv_channels": value, "num_query_groups": heads, "qk_layernorm": True}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {"v_head_dim": arguments.v_head_dim, "num_key_value_heads": arguments.num_query_groups}
+
+
+@dataclass(frozen=True)
+class LatentRope:
+    """Rotary embedding of latent attention: plain, or scaled by YaRN."""
+
+    fields: tuple[str, ...] = ("rope_parameters", "rope_scaling", "rope_theta")
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+        if kind == "default":
+            return {"rotary_base": theta}
+        if kind != "yarn":
+            return {"rotary_base": theta, "missing": (f"latent rope {kind}",)}
+        scaled = yarn(rope, config)
+        truncated = {} if rope.get("truncate", True) else {"missing": ("yarn untruncated",)}
+        return {"rotary_base": theta, **scaled, **truncated}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {"rope_parameters": {"rope_theta": arguments.rotary_base, **yarn_entry(arguments.yarn)}}
+
+
 def yarn(rope: Config, config: Config) -> dict[str, Any]:
     """Megatron's YaRN for an entry of type yarn, or what it lacks for it.
 
@@ -191,17 +246,16 @@ def yarn(rope: Config, config: Config) -> dict[str, Any]:
     return {"yarn": found}
 
 
-@dataclass(frozen=True)
-class WindowSwitch:
-    """A sliding window for all layers where `use_sliding_window` is true."""
-
-    default: int = 4096
-    fields: tuple[str, ...] = ("use_sliding_window", "sliding_window")
-
-    def to_megatron(self, config: Config) -> dict[str, Any]:
-        window = config.get("sliding_window", self.default) if config.get("use_sliding_window") else None
-        return NO_WINDOW if window is None else {**NO_WINDOW, "window_size": (window - 1, 0)}
-
-    def to_hf(self, arguments: MegatronArguments) -> Config:
-        window = arguments.window_size and arguments.window_size[0] + 1
-        return {"use_sliding_window": window is not None, "sliding_window": window}
+def yarn_entry(yarn: Yarn | None) -> Config:
+    """The way back."""
+    if yarn is None:
+        return {"rope_type": "default"}
+    entry = {
+        "rope_type": "yarn",
+        "factor": yarn.factor,
+        "original_max_position_embeddings": yarn.original_max_position_embeddings,
+        "beta_fast": yarn.beta_fast,
+        "beta_slow": yarn.beta_slow,
+        "truncate": yarn.correction_range_round_to_int,
+    }
+    return entry | ({"mscale": yarn.mscale, "mscale_all_dim": yarn.mscale_all_dim} if yarn.mscale_all_dim else {})

@@ -36,6 +36,10 @@ class Segment(NamedTuple):
     step: int = 1
 
 
+MTP_LAYERS = "mtp.layers."
+"""How the key of a tensor begins that belongs to a layer which predicts further tokens."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """A member of the closed set: row counts of the sources and sizes of the model → segments."""

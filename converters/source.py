@@ -71,8 +71,8 @@ def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int) -> Source:
 def _open_megatron(folder: Path) -> Source:
     config = checkpoint.read_config(folder)
     family = family_of(config)
-    arguments = family.megatron_arguments(config)
     stored = torch_dist.open_checkpoint(folder)
+    arguments = family.as_stored(family.megatron_arguments(config), stored.tensors)
     wanted = {rule.megatron for rule in family.rules_for(arguments)}
     weights = [key for key in stored.tensors if not key.startswith(NOT_WEIGHTS)]
     parts = {key: part for key in weights if (part := canonical_part(key, wanted))}

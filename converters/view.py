@@ -81,11 +81,13 @@ class MegatronView:
 
     def __init__(self, family: Family, hf_config: Config, store: SafetensorsFolder, padded_vocab_size: int) -> None:
         self.family = family
-        self.arguments: MegatronArguments = family.megatron_arguments(hf_config)
+        self.arguments: MegatronArguments = family.as_stored(family.megatron_arguments(hf_config), store.tensors)
         self.store = store
         self._sizes = sizes(self.arguments, padded_vocab_size)
         _check_padding(self.arguments.vocab_size, padded_vocab_size)
-        rules = family.rules_for(self.arguments, family.form_of(store.tensors, self.arguments))
+        self.form = family.form_of(store.tensors, self.arguments)
+        """Which of the family's forms the folder has. None: there is only one."""
+        rules = family.rules_for(self.arguments, self.form)
         self._rules = {rule.megatron: rule for rule in rules}
         self._maps = {key: rule.segments(self._sizes) for key, rule in self._rules.items()}
         self._starts = {
@@ -240,6 +242,7 @@ def hf_tensors(
 
     `form` is one of the family's, the first if None.
     """
+    arguments = family.as_stored(arguments, dtypes)
     named = sizes(arguments, arguments.vocab_size)
     specs = {}
     for rule in family.rules_for(arguments, form):

@@ -15,6 +15,7 @@ from swift_mega.compat.redirection import Redirection, replace
 
 RANDOM = "megatron.core.tensor_parallel.random"
 MOE_UTILS = "megatron.core.transformer.moe.moe_utils"
+LATENT = "megatron.core.transformer.multi_latent_attention"
 DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
 OPTIMIZER = "megatron.core.optimizer"
 DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer"
@@ -68,6 +69,16 @@ def _router_gemm_fits() -> bool:
     moe_utils = importlib.import_module(MOE_UTILS)
     product = moe_utils.router_gating_linear(torch.ones(1, 2), torch.ones(3, 2), None, torch.float32)
     return torch.equal(product, torch.full((1, 3), 2.0))
+
+
+def _redirect_latent_attention() -> None:
+    replace(f"{LATENT}.HAVE_TE", False)
+
+
+def _latent_attention_fits() -> bool:
+    """What it asks about a layer, whether that is TransformerEngine's, can be asked."""
+    latent, linear = importlib.import_module(LATENT), torch.nn.Linear(1, 1)
+    return not (latent.HAVE_TE and isinstance(linear, latent.TELinear))
 
 
 def _to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
@@ -160,5 +171,13 @@ WITHOUT_TRANSFORMER_ENGINE = (
         names=(f"{MOE_UTILS}.router_gating_linear",),
         apply=_define_router_gemm,
         probe=_router_gemm_fits,
+    ),
+    Redirection(
+        name="TransformerEngine in latent attention",
+        library="megatron-core",
+        why="it takes placeholders for TransformerEngine's classes where that is not installed",
+        names=(f"{LATENT}.HAVE_TE",),
+        apply=_redirect_latent_attention,
+        probe=_latent_attention_fits,
     ),
 )

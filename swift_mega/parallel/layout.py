@@ -178,6 +178,12 @@ def _check_experts(parallel: ParallelConfig, arguments: MegatronArguments, world
                 "Leave both out.",
             )
         return
+    if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
+        raise UserError(
+            f"{TP} is {parallel.tensor_model_parallel_size} for a model with experts, which megatron-core splits so "
+            "only with sequence_parallel.",
+            "Switch sequence_parallel on.",
+        )
     if experts % ep:
         raise UserError(
             f"{EP} {ep} does not divide {experts} experts: {experts % ep} left over.",

@@ -35,6 +35,7 @@ CHANGED = {
     "scaling of clipped gradients": "megatron.core.optimizer.clip_grads.clip_grad_by_total_norm_fp32",
     "results of checkpoint writers": "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
     "processes of checkpoint writers": "swift_mega.compat.saving._Opened",
+    "TransformerEngine in latent attention": "torch.nn.Linear",
     "product of the mixture-of-experts router": "megatron.core.transformer.moe.moe_utils.router_gating_linear",
 }
 """Redirection → what a newer library might have changed under it."""

@@ -40,7 +40,7 @@ def test_config_goes_both_ways(variant: str, hf_model: Callable[[str], Path]) ->
 
 @pytest.mark.parametrize("family", sorted(registry()))
 def test_a_table_states_no_argument_twice(family: str) -> None:
-    config = llama(architectures=[family], num_key_value_heads=2)
+    config = llama(architectures=[family], num_key_value_heads=2, num_experts_per_tok=2)
     stated = [name for row in registry()[family].config for name in row.to_megatron(config)]
     assert len(stated) == len(set(stated))
     assert set(stated) <= {field.name for field in dataclasses.fields(MegatronArguments)}
@@ -60,7 +60,12 @@ def test_absent_fields_have_the_defaults_of_transformers(family: str) -> None:
     if model_type not in transformers.CONFIG_MAPPING:
         pytest.skip(f"transformers does not know {model_type}")
     config_class = transformers.CONFIG_MAPPING[model_type]
-    sparse = {"num_hidden_layers": 40, "num_attention_heads": 32, "architectures": [family]}
+    sparse = {
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 2,
+        "architectures": [family],
+    }
     full = json.loads(config_class(**sparse).to_json_string(use_diff=False))
     sparse |= {
         name: full[name] for name in ("hidden_size", "intermediate_size", "max_position_embeddings", "vocab_size")

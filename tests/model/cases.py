@@ -225,11 +225,17 @@ def gradients(folder: Path, layout: dict[str, Any], tokens: Tensor, target: Path
 
     `planted` are attributes of megatron's config, changed after the model is built.
     """
+    from megatron.core.distributed import finalize_model_grads
+
     from swift_mega.methods.pretrain import Pretrain
     from swift_mega.train.optimizer import wrap_data_parallel
     from swift_mega.train.step import Stepper
 
     chunks = wrap_data_parallel(loaded(folder, layout), ParallelConfig(**layout))
+    # Every data-parallel rank is to have all gradients, not only those of the weights that it would update.
+    chunks[0].config.finalize_model_grads_func = lambda *args, **kwargs: finalize_model_grads(
+        *args, **{**kwargs, "force_all_reduce": True}
+    )
     for name, value in planted.items():
         setattr(chunks[0].config, name, value)
     rows, length = tokens.shape

@@ -100,7 +100,7 @@ def test_what_cannot_be_built_is_refused_before_building(parallel: dict[str, Any
 def test_an_unknown_architecture_lists_the_known() -> None:
     groups.initialize(ParallelConfig(), seed=1)
     try:
-        with pytest.raises(UserError, match="LlamaForCausalLM, .*MistralForCausalLM, .*Qwen2ForCausalLM"):
+        with pytest.raises(UserError, match=r"LlamaForCausalLM, .*MistralForCausalLM, .*Qwen2ForCausalLM"):
             build.build_model(
                 {**HF_CONFIG, "architectures": ["NoSuchModel"]}, MODEL, ParallelConfig(), TrainConfig(steps=1), 16
             )

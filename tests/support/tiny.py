@@ -7,7 +7,7 @@ biases not zeros.
 from pathlib import Path
 from typing import Any
 
-from tests.support import tiny_dense
+from tests.support import tiny_dense, tiny_moe
 
 SEQUENCE = 16
 """Tokens of the sequences on which logits are compared; longer than the sliding windows here."""
@@ -67,73 +67,13 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3-tied": ("qwen3", {"vocab_size": 300, "head_dim": 16, "tie_word_embeddings": True}),
     "qwen3-bias": ("qwen3", {"vocab_size": 99, "head_dim": 8, "num_key_value_heads": 1, "attention_bias": True}),
-    "mixtral": ("mixtral", {"vocab_size": 101, "num_local_experts": 4, "intermediate_size": 20}),
-    "mixtral-tied": (
-        "mixtral",
-        {
-            "vocab_size": 128,
-            "num_key_value_heads": 1,
-            "head_dim": 12,
-            "sliding_window": 6,
-            "num_local_experts": 2,
-            "intermediate_size": 24,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "qwen3-moe": (
-        "qwen3_moe",
-        {
-            "vocab_size": 130,
-            "head_dim": 16,
-            "num_experts": 6,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 12,
-            "norm_topk_prob": True,
-        },
-    ),
-    "qwen3-moe-dense-layers": (
-        "qwen3_moe",
-        {
-            "vocab_size": 99,
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-            "attention_bias": True,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 20,
-            "mlp_only_layers": [0, 2],
-        },
-    ),
-    "qwen2-moe": (
-        "qwen2_moe",
-        {
-            "vocab_size": 151,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 12,
-            "shared_expert_intermediate_size": 28,
-        },
-    ),
-    "qwen2-moe-sparse-steps": (
-        "qwen2_moe",
-        {
-            "vocab_size": 128,
-            "num_key_value_heads": 4,
-            "num_experts": 2,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "shared_expert_intermediate_size": 12,
-            "norm_topk_prob": True,
-            "decoder_sparse_step": 2,
-        },
-    ),
 }
 """Name → (transformers' model type, its config)."""
 
 
 def save(name: str, folder: Path, dtype: str = "float32") -> Path:
     """Make the tiny model `name` and save it as transformers does."""
-    model_type, changes = (TINY | tiny_dense.MODELS | tiny_dense.CONVERTED_ONLY)[name]
+    model_type, changes = (TINY | tiny_dense.MODELS | tiny_dense.CONVERTED_ONLY | tiny_moe.MODELS)[name]
     if model_type in tiny_dense.REMOTE:
         _save("llama", changes, name, folder.with_name(f"{folder.name}-llama"), dtype)
         tiny_dense.save_remote(model_type, folder)
@@ -153,6 +93,9 @@ def _save(model_type: str, changes: dict[str, Any], name: str, folder: Path, dty
         for key, param in model.named_parameters():
             if param.dim() == 1:
                 param.normal_(mean=1.0 if "norm" in key else 0.0, std=0.2)
+        for key, buffer in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.2)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
 
 
