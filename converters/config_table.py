@@ -64,6 +64,8 @@ class MegatronArguments:
     rope_scaling_factor: float = 8.0
     seq_len_interpolation_factor: float | None = None
     """Linear scaling: positions are divided by it."""
+    dynamic_rope_factor: float | None = None
+    """Scaling of the rotary base for sequences beyond max_position_embeddings, which training refuses anyway."""
     window_size: tuple[int, int] | None = None
     """Tokens visible to the (left, right) besides the token itself."""
     window_attn_skip_freq: list[int] | None = None
@@ -401,6 +403,7 @@ NO_SCALING: dict[str, Any] = {
     "use_rope_scaling": False,
     "rope_scaling_factor": 8.0,
     "seq_len_interpolation_factor": None,
+    "dynamic_rope_factor": None,
     "yarn": None,
 }
 
@@ -485,10 +488,12 @@ def _scaling(spelling: str, rope: Config, config: Config) -> dict[str, Any]:
         return {**NO_SCALING, "missing": ("query scale",)}
     if kind == "default":
         return NO_SCALING
-    if kind in ("linear", "llama3") and "factor" not in rope:
+    if kind in ("linear", "llama3", "dynamic") and "factor" not in rope:
         raise UserError(f"config.json: `{spelling}` of type {kind!r} has no `factor`.", "Give it.")
     if kind == "linear":
         return {**NO_SCALING, "seq_len_interpolation_factor": rope["factor"]}
+    if kind == "dynamic":
+        return {**NO_SCALING, "dynamic_rope_factor": rope["factor"]}
     llama3 = {"original_max_position_embeddings": config["max_position_embeddings"], **rope}
     if kind == "llama3" and all(llama3.get(name) == value for name, value in LLAMA3_FIXED.items()):
         return {**NO_SCALING, "use_rope_scaling": True, "rope_scaling_factor": rope["factor"]}
@@ -502,6 +507,8 @@ def _rope_entry(arguments: MegatronArguments) -> Config:
         rope |= {"rope_type": "llama3", "factor": arguments.rope_scaling_factor, **LLAMA3_FIXED}
     elif arguments.seq_len_interpolation_factor is not None:
         rope |= {"rope_type": "linear", "factor": arguments.seq_len_interpolation_factor}
+    elif arguments.dynamic_rope_factor is not None:
+        rope |= {"rope_type": "dynamic", "factor": arguments.dynamic_rope_factor}
     return rope
 
 

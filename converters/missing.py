@@ -12,7 +12,6 @@ MISSING: dict[str, str] = {
     "query scale": "queries whose size grows with the position (`llama_4_scaling_beta`)",
     "rope yarn": "a rotary embedding with YaRN in a dense model",
     "rope longrope": "a rotary embedding with a factor of its own for each frequency (longrope)",
-    "rope dynamic": "a rotary embedding that depends on the length of the sequence (dynamic)",
     "rope llama3": "Llama 3's rotary scaling with other constants than 1, 4 and 8192",
     "rank of groups": "groups of experts ranked by another number of their best experts than top-k over chosen groups",
     "weight one": "one expert for each token, with the weight one whatever its score",

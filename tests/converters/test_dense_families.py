@@ -81,7 +81,6 @@ NOT_TRAINED: dict[str, tuple[dict[str, Any], str]] = {
     "ministral3": (config_of("Ministral3ForCausalLM"), "queries whose size grows with the position"),
     "ministral3 as written": (config_of("Ministral3ForCausalLM", rope_parameters=MINISTRAL3_ROPE), "queries whose"),
     "phi4-mini": (config_of("Phi3ForCausalLM", rope_scaling={"type": "longrope"}), "longrope"),
-    "internlm2.5": (config_of("InternLM2ForCausalLM", rope_scaling={"type": "dynamic", "factor": 2.0}), "dynamic"),
     "embedding gemma": (config_of("GemmaForCausalLM", use_bidirectional_attention=True), "attention to later tokens"),
     "llama 3 constants": (
         config_of("LlamaForCausalLM", rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}),

@@ -93,6 +93,8 @@ def test_rope_scaling_in_every_spelling() -> None:
     ):
         found = arguments(config)
         assert (found.use_rope_scaling, found.rope_scaling_factor, found.rotary_base) == (True, 32.0, 500000.0)
+    dynamic = arguments(llama(rope_scaling={"type": "dynamic", "factor": 2.0}))
+    assert (dynamic.missing, dynamic.dynamic_rope_factor, dynamic.rotary_base) == ((), 2.0, 10000.0)
     linear = arguments(llama(rope_scaling={"type": "linear", "factor": 4.0}))
     assert (linear.use_rope_scaling, linear.seq_len_interpolation_factor) == (False, 4.0)
 
@@ -139,7 +141,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 FOREIGN: dict[str, dict[str, Any]] = {
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     "longrope": {"rope_parameters": {"rope_type": "longrope"}},
-    "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "low": {"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 2.0}},
     "high": {"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 8.0}},
     "original": {"rope_parameters": LLAMA3_ROPE | {"original_max_position_embeddings": 4096}},

@@ -162,7 +162,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5": ("ernie4_5", {"vocab_size": 101, "head_dim": 16, "tie_word_embeddings": True}),
     "ernie4_5-bias": ("ernie4_5", {"vocab_size": 130, "num_key_value_heads": 1, "head_dim": 8, "use_bias": True}),
     "internlm2": ("internlm2", {"vocab_size": 101, "rope_theta": 50_000.0}),
-    "internlm2-bias": ("internlm2", {"vocab_size": 128, "num_key_value_heads": 1, "attention_bias": True}),
+    "internlm2-bias": (
+        "internlm2",
+        {
+            "vocab_size": 128,
+            "num_key_value_heads": 1,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0},
+        },
+    ),
     "internlm3": ("internlm3", {"vocab_size": 101, "head_dim": 12, "num_key_value_heads": 1}),
     "internlm3-bias": ("internlm3", {"vocab_size": 130, "attention_bias": True, "mlp_bias": True}),
 }
@@ -212,10 +220,11 @@ def save_remote(model_type: str, folder: Path) -> None:
         biases["qkv_bias"] = biases["bias"]
         names = {"architectures": ["InternLM3ForCausalLM"]}
     rope = config.pop("rope_parameters")
+    scaling = {"type": rope["rope_type"], "factor": rope["factor"]} if rope["rope_type"] != "default" else None
     config.pop("mlp_bias")
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    config |= {"model_type": model_type, "rope_theta": rope["rope_theta"], "rope_scaling": None, **names, **biases}
+    config |= {"model_type": model_type, "rope_theta": rope["rope_theta"], "rope_scaling": scaling, **names, **biases}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
