@@ -3,6 +3,7 @@
 Each function returns the bytes that push one value on the unpickler's stack (protocol 2).
 """
 
+import pickle
 import struct
 from collections.abc import Iterable
 
@@ -10,6 +11,11 @@ from collections.abc import Iterable
 def whole(value: bytes) -> bytes:
     """The finished pickle of one value."""
     return b"\x80\x02" + value + b"."
+
+
+def plain(value: object) -> bytes:
+    """Any value that pickle itself can write."""
+    return pickle.dumps(value, protocol=2)[2:-1]
 
 
 def text(value: str) -> bytes:

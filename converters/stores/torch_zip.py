@@ -225,10 +225,15 @@ def replaced(value: Any, place: Callable[[_Reference], TensorRecord]) -> Any:
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 CENTRAL_HEADER = struct.Struct("<4sHHHHHHIIIHHHHHII")
 END = struct.Struct("<4sHHHHIIH")
+WIDE_END = struct.Struct("<4sQHHIIQQQQ")
+"""The directory's end where numbers need 64 bits (zip64), followed by `LOCATOR` and `END`."""
+LOCATOR = struct.Struct("<4sIQI")
+LIMIT_32, LIMIT_16 = 0xFFFFFFFF, 0xFFFF
+"""Numbers from these on are written as these, and in full in a zip64 field."""
+WIDE_VERSION = 45
+WIDE_FIELD = 1
 PADDING = b"FB"
 """Name of the extra field by which torch pads."""
-MAX_PAYLOAD_BYTES = 2**32 - 2**20
-"""Beyond it a zip needs 64-bit fields; larger tensors are written in several chunks."""
 
 
 def _local_header_length(descriptor: int, offset: int) -> int:
@@ -238,6 +243,16 @@ def _local_header_length(descriptor: int, offset: int) -> int:
     return LOCAL_HEADER.size + int(name) + int(extra)
 
 
+class Archive(NamedTuple):
+    """A file to be written but for the bytes of its tensors."""
+
+    fixed: list[tuple[int, bytes]]
+    """(first byte, content) of everything else."""
+    payloads: list[int]
+    """First byte of each tensor, in the order in which the value has them."""
+    nbytes: int
+
+
 class Frame(NamedTuple):
     """What stands before and after the bytes of a tensor in its zip."""
 
@@ -245,81 +260,118 @@ class Frame(NamedTuple):
     tail: bytes
 
 
-def frame(spec: TensorSpec, wrapped: bool = False) -> Frame:
-    """The zip around one contiguous tensor, as `torch.load` reads it; `wrapped`: a list with the tensor in it.
+def archive(value: object) -> Archive:
+    """The zip of `value` as `torch.load` reads it; each `TensorSpec` in it stands for a contiguous tensor.
 
-    The payload's checksum is left zero: torch looks at none, and reading every byte would cost more than copying it.
+    Payloads have the checksum zero: torch looks at none, and reading every byte would cost more than copying it.
     """
-    if spec.nbytes > MAX_PAYLOAD_BYTES:
-        raise ValueError(f"a tensor of {spec.nbytes:,} bytes must be written in chunks")
-    return _zip({"data.pkl": _pickled(spec, wrapped)}, spec.nbytes)
-
-
-def saved(value: object) -> bytes:
-    """`torch.save` of an object without tensors."""
-    return b"".join(_zip({"data.pkl": pickle.dumps(value, protocol=2)}, None))
-
-
-def _zip(records: Mapping[str, bytes], payload_bytes: int | None) -> Frame:
-    """The records, and behind `byteorder` room for a payload `data/0`."""
+    specs: list[TensorSpec] = []
+    content = op.whole(_pickled(value, specs))
     writer = _ZipWriter()
-    for name, content in {
-        **records,
+    for name, record in {
+        "data.pkl": content,
         ".format_version": b"1",
         ".storage_alignment": b"64",
         "byteorder": b"little",
     }.items():
-        writer.add(name, content)
-    head = 0
-    if payload_bytes is not None:
-        writer.reserve("data/0", payload_bytes)
-        head = len(writer.body)
+        writer.add(name, record)
+    payloads = [writer.reserve(f"data/{number}", spec.nbytes) for number, spec in enumerate(specs)]
     writer.add("version", b"3\n")
-    whole = bytes(writer.body) + writer.end()
-    return Frame(whole[:head], whole[head:])
+    writer.end()
+    return Archive(writer.fixed, payloads, writer.position)
+
+
+def frame(spec: TensorSpec, wrapped: bool = False) -> Frame:
+    """The zip around one contiguous tensor; `wrapped`: a list with the tensor in it."""
+    whole = archive([spec] if wrapped else spec)
+    payload = whole.payloads[0]
+    head = b"".join(content for at, content in whole.fixed if at < payload)
+    return Frame(head, b"".join(content for at, content in whole.fixed if at >= payload))
+
+
+def saved(value: object) -> bytes:
+    """`torch.save` of an object without tensors."""
+    whole = archive(value)
+    assert not whole.payloads, "a tensor's bytes come from elsewhere"
+    return b"".join(content for _, content in whole.fixed)
 
 
 class _ZipWriter:
-    """The bytes of a zip of uncompressed records, but for those of one reserved record."""
+    """The bytes of a zip of uncompressed records, but for those of reserved records."""
 
     def __init__(self) -> None:
-        self.body = bytearray()
+        self.fixed: list[tuple[int, bytes]] = []
+        self.position = 0
         self._directory = bytearray()
         self._records = 0
-        self._reserved = 0
 
     def add(self, name: str, content: bytes) -> None:
         self._header(name, len(content), zlib.crc32(content))
-        self.body += content
+        self._write(content)
 
-    def reserve(self, name: str, size: int) -> None:
+    def reserve(self, name: str, size: int) -> int:
+        """The first byte of the record."""
         self._header(name, size, 0)
-        self._reserved = size
+        begin = self.position
+        self.position += size
+        return begin
+
+    def _write(self, content: bytes) -> None:
+        self.fixed.append((self.position, content))
+        self.position += len(content)
 
     def _header(self, name: str, size: int, crc: int) -> None:
-        path = f"archive/{name}".encode()
-        begin = len(self.body) + self._reserved
-        padding = -(begin + LOCAL_HEADER.size + len(path) + 4) % ALIGNMENT
-        extra = PADDING + struct.pack("<H", padding) + b"Z" * padding
-        self.body += (
-            LOCAL_HEADER.pack(b"PK\x03\x04", 0, 0, 0, 0, 0, crc, size, size, len(path), len(extra)) + path + extra
+        path, begin = f"archive/{name}".encode(), self.position
+        wide = _wide(size, size) if size >= LIMIT_32 else b""
+        padding = -(begin + LOCAL_HEADER.size + len(path) + len(wide) + 4) % ALIGNMENT
+        extra = wide + PADDING + struct.pack("<H", padding) + b"Z" * padding
+        version, said = (WIDE_VERSION if wide else 0), min(size, LIMIT_32)
+        sizes = (crc, said, said, len(path))
+        self._write(LOCAL_HEADER.pack(b"PK\x03\x04", version, 0, 0, 0, 0, *sizes, len(extra)) + path + extra)
+        numbers = (size, size, begin) if wide else (begin,) if begin >= LIMIT_32 else ()
+        extra = _wide(*numbers) if numbers else b""
+        version, said_begin = (WIDE_VERSION if numbers else 0), (LIMIT_32 if numbers else begin)
+        self._directory += CENTRAL_HEADER.pack(
+            b"PK\x01\x02", version, version, 0, 0, 0, 0, *sizes, len(extra), 0, 0, 0, 0, said_begin
         )
-        entry = CENTRAL_HEADER.pack(b"PK\x01\x02", 0, 0, 0, 0, 0, 0, crc, size, size, len(path), 0, 0, 0, 0, 0, begin)
-        self._directory += entry + path
+        self._directory += path + extra
         self._records += 1
 
-    def end(self) -> bytes:
-        count, begin = self._records, len(self.body) + self._reserved
-        return bytes(self._directory) + END.pack(b"PK\x05\x06", 0, 0, count, count, len(self._directory), begin, 0)
+    def end(self) -> None:
+        count, length, begin = self._records, len(self._directory), self.position
+        self._write(bytes(self._directory))
+        if begin >= LIMIT_32 or count >= LIMIT_16:
+            after, version = self.position, WIDE_VERSION
+            record = (WIDE_END.size - 12, version, version, 0, 0, count, count, length, begin)
+            self._write(WIDE_END.pack(b"PK\x06\x06", *record) + LOCATOR.pack(b"PK\x06\x07", 0, after, 1))
+        count, begin = min(count, LIMIT_16), min(begin, LIMIT_32)
+        self._write(END.pack(b"PK\x05\x06", 0, 0, count, count, length, begin, 0))
 
 
-def _pickled(spec: TensorSpec, wrapped: bool) -> bytes:
-    """The pickle of a contiguous tensor with storage 0."""
+def _wide(*numbers: int) -> bytes:
+    """The extra field with those numbers that 32 bits do not hold."""
+    return struct.pack(f"<HH{len(numbers)}Q", WIDE_FIELD, 8 * len(numbers), *numbers)
+
+
+def _pickled(value: object, specs: list[TensorSpec]) -> bytes:
+    """What pushes `value`; every `TensorSpec` in its dicts and lists becomes a tensor and is added to `specs`."""
+    if isinstance(value, TensorSpec):
+        specs.append(value)
+        return _tensor(value, str(len(specs) - 1))
+    if isinstance(value, dict):
+        return op.mapping((op.plain(key), _pickled(entry, specs)) for key, entry in value.items())
+    if isinstance(value, list):
+        return op.items(_pickled(entry, specs) for entry in value)
+    return op.plain(value)
+
+
+def _tensor(spec: TensorSpec, key: str) -> bytes:
+    """A contiguous tensor that is all of the storage `key`."""
     typed = spec.dtype in STORAGE_OF
     storage = op.name("torch", STORAGE_OF[spec.dtype]) if typed else op.name("torch.storage", "UntypedStorage")
     itemsize = CARRIER[spec.dtype].itemsize if typed else 1
-    reference = [op.text("storage"), storage, op.text("0"), op.text("cpu"), op.integer(spec.nbytes // itemsize)]
-    tensor = op.call(
+    reference = [op.text("storage"), storage, op.text(key), op.text("cpu"), op.integer(spec.nbytes // itemsize)]
+    return op.call(
         op.name("torch._utils", f"_rebuild_tensor_v{2 if typed else 3}"),
         op.sequence(reference) + b"Q",
         op.integer(0),
@@ -329,7 +381,6 @@ def _pickled(spec: TensorSpec, wrapped: bool) -> bytes:
         op.call(op.name("collections", "OrderedDict")),
         *(() if typed else (op.name("torch", spec.dtype),)),
     )
-    return op.whole(op.items([tensor]) if wrapped else tensor)
 
 
 def object_records(value: Any) -> list[TensorRecord]:
