@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from swift_mega.data import indexed
+from swift_mega.methods.output import HEADER
 from tests.support import cli, newcomer
 from tests.support.place import Place
 
@@ -81,9 +82,15 @@ def empty_data(place: Place) -> None:
 def another_run(place: Place) -> None:
     """The output folder as a run with another seed leaves it."""
     place.output.mkdir()
-    lines = ["output: there", "train: {steps: 2, seed: 7}", f"model: {{path: {place.model}}}"]
+    lines = [HEADER, "output: there", "train: {steps: 2, seed: 7}", f"model: {{path: {place.model}}}"]
     lines.append(f"data: {{train: [{place.data}], sequence_length: 16}}")
     (place.output / "run.yaml").write_text("\n".join(lines))
+
+
+def hand_written(place: Place) -> None:
+    """A `run.yaml` that the user wrote lies in the output folder."""
+    place.output.mkdir()
+    (place.output / "run.yaml").write_text("output: .\ntrain: {steps: 2}\n")
 
 
 def other_files(place: Place) -> None:
@@ -131,7 +138,7 @@ EARLY: dict[str, tuple[Spoil, list[str], str, str]] = {
         lambda place: place.change_config(architectures=["MambaForCausalLM"], model_type="mamba"),
         [],
         "MambaForCausalLM",
-        "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
+        "LlamaForCausalLM, ",
     ),
     "damaged config.json": (
         lambda place: (place.model / "config.json").write_text("{"),
@@ -188,6 +195,31 @@ EARLY: dict[str, tuple[Spoil, list[str], str, str]] = {
     "no steps": (nothing, ["--steps", "0"], "`train.steps` is 0", "at least 1"),
     "log interval 0": (nothing, ["--log.interval-steps", "0"], "`log.interval_steps` is 0", "at least 1"),
     "not a number": (nothing, ["--lr", "nan"], "`optimizer.lr` is nan", "at least 0"),
+    "no model": (
+        lambda place: shutil.rmtree(place.model),
+        [],
+        "is neither a folder here nor an id",
+        "Give the path of a folder",
+    ),
+    "no checkpoint to resume": (nothing, ["--resume", "nowhere"], "nowhere is no Megatron checkpoint", "root folder"),
+    "split of words": (nothing, ["--split", "a,b,c"], "`data.split` 'a,b,c' is not up to three shares", "`969,30,1`"),
+    "split of four": (nothing, ["--split", "1,1,1,1"], "is not up to three shares", "`969,30,1`"),
+    "split below 0": (nothing, ["--split=-1,2,3"], "is not up to three shares", "`969,30,1`"),
+    "split of nothing": (nothing, ["--split", "0,0,0"], "leaves nothing to train on", "above 0"),
+    "learning rate that rises": (nothing, ["--lr", "1", "--min-lr", "2"], "fall from 1.0 to 2.0", "min_lr ≤"),
+    "long warm-up": (nothing, ["--lr-warmup-steps", "2"], "Warm-up takes 2 steps", "below 2"),
+    "recomputed layers": (
+        nothing,
+        ["--recompute-granularity", "full", "--recompute-num-layers", "9"],
+        "`train.recompute_num_layers` is 9, and a rank has 4 consecutive layers",
+        "Choose 1 to 4",
+    ),
+    "users own run.yaml": (
+        hand_written,
+        [],
+        "out/run.yaml is not a record of a run, and would be written over",
+        "give that file another name",
+    ),
     "wrong type": (nothing, ["--steps", "many"], "Expected `int`, got `str`", "--help"),
     "misspelt option": (nothing, ["--optimizer.lrr", "1"], "no option `--optimizer.lrr`", "`--optimizer.lr`"),
     "misspelt choice": (nothing, ["--precision", "fp23"], "Invalid enum value 'fp23'", "--help"),
@@ -283,13 +315,6 @@ LATE: dict[str, tuple[Spoil, list[str], str, str]] = {
     ),
     "NaN in a weight": (nan_weight, [], "The gradient norm is nan at step 1; loss nan", "Lower optimizer.lr"),
     "NaN without clipping": (nan_weight, ["--clip-grad", "0"], "The gradient norm is nan at step 1", "optimizer.lr"),
-    "no model": (
-        lambda place: shutil.rmtree(place.model),
-        [],
-        "is neither a folder here nor an id",
-        "Give the path of a folder",
-    ),
-    "no checkpoint to resume": (nothing, ["--resume", "nowhere"], "nowhere is no Megatron checkpoint", "root folder"),
     "no permission": (under_a_file, [], "out cannot be written: Not a directory", "choose another `output`"),
 }
 """Known to a rank at its start or later."""

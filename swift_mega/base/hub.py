@@ -64,8 +64,12 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
     return hub.download(repository, revision, patterns)
 
 
-def _hub_of(name: str) -> tuple[Hub, str]:
-    """The hub that `name` means and the id there."""
+def check_name(name: str) -> str:
+    """The id on a hub that `name` means, where it is no folder here. Asks nobody whether there is such a thing.
+
+    Raises:
+        UserError: it cannot be an id.
+    """
     repository = name.removeprefix(MODELSCOPE)
     parts = repository.split("/")
     if len(parts) != 2 or not all(map(ID_PART.fullmatch, parts)):
@@ -73,6 +77,12 @@ def _hub_of(name: str) -> tuple[Hub, str]:
             f"`{name}` is neither a folder here nor an id.",
             "Give the path of a folder, `org/name` on Hugging Face, or `ms::org/name` on ModelScope.",
         )
+    return repository
+
+
+def _hub_of(name: str) -> tuple[Hub, str]:
+    """The hub that `name` means and the id there."""
+    repository = check_name(name)
     return (ModelScope() if name.startswith(MODELSCOPE) else HuggingFace()), repository
 
 

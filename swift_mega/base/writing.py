@@ -45,14 +45,15 @@ class DiskFull(UserError):
 
 def disk_full(path: str | Path, needed_bytes: int | None = None, elsewhere: str = "choose another target") -> DiskFull:
     """The error for a disk that ran full, with the numbers of this moment."""
-    disk = os.statvfs(_existing(Path(path)))
     needed = f", {needed_bytes:,} are needed" if needed_bytes else ""
     return DiskFull(
-        f"the disk that holds {path} is full: {disk.f_bavail * disk.f_frsize:,} bytes are left{needed}.",
+        f"the disk that holds {path} is full: {free_bytes(path):,} bytes are left{needed}.",
         f"Free space there or {elsewhere}. Nothing finished was written.",
     )
 
 
-def _existing(path: Path) -> Path:
-    """The nearest folder above that is there."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+def free_bytes(path: str | Path) -> int:
+    """What the disk has left that holds `path`, or will hold it."""
+    whole = Path(path).absolute()
+    disk = os.statvfs(next(folder for folder in (whole, *whole.parents) if folder.exists()))
+    return disk.f_bavail * disk.f_frsize

@@ -11,11 +11,11 @@ work as they are (`--tensor-model-parallel-size 2`).
 """
 
 import argparse
-import os
 
 from swift_mega.base import config as configs
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
+from swift_mega.base.world import launched_world_size
 from swift_mega.methods.config import PretrainConfig
 
 
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
         configs.read_yaml(args.config) if args.config else {}, configs.overrides(args, PretrainConfig)
     )
     config = configs.build(PretrainConfig, values, args.config or "command line")
-    launched = "WORLD_SIZE" in os.environ
-    world_size = int(os.environ["WORLD_SIZE"]) if launched else args.nproc
+    launched = launched_world_size()
+    world_size = launched or args.nproc
     if args.nproc not in (1, world_size):
         raise UserError(
             f"--nproc {args.nproc} is given, but a launcher has started {world_size} processes already (WORLD_SIZE).",
@@ -50,13 +50,16 @@ def run(args: argparse.Namespace) -> int:
     # Not at the top: --help needs neither numpy, with which model files are read, nor subprocess.
     from launch import local
     from swift_mega.methods.check import check, describe
+    from swift_mega.methods.output import finished
 
     arguments = check(config, world_size)
     if args.dry_run:
         say(configs.dump(config))
-    say(describe(config, world_size, arguments))
-    if args.dry_run:
+        say(describe(config, world_size, arguments))
         return 0
+    if finished(config):
+        return _train(config)  # which says so
+    say(describe(config, world_size, arguments))
     return local.run(args.argv, world_size) if world_size > 1 else _train(config)
 
 

@@ -4,6 +4,7 @@ Megatron's files say neither which tokenizer wrote them nor where the end-of-doc
 wrong tokenizer trains without an error and learns noise. The manifest closes that gap.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,6 +50,18 @@ class Manifest:
         return self.tokenizer.definition, self.tokenizer.digest, self.options, contents
 
 
+def fingerprint(prefix: str) -> str:
+    """What tells the data at `prefix` from other data that is put in its place.
+
+    By the manifest, which knows what the tokens were made of; without one by the lengths of the documents.
+    """
+    manifest = read_manifest(prefix)
+    if manifest is not None:
+        return hashlib.sha256(msgspec.json.encode(manifest.recipe(), order="deterministic")).hexdigest()
+    index = read_index(prefix)
+    return hashlib.sha256(index.dtype.str.encode() + index.lengths.tobytes()).hexdigest()
+
+
 def manifest_path(prefix: str | Path) -> Path:
     """The manifest of `prefix`."""
     return Path(f"{prefix}.json")
@@ -78,12 +91,12 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         ) from None
 
 
-def check(prefix: str, vocab_size: int, tokenizer: TokenizerInfo | None = None) -> tuple[Index, Manifest | None]:
+def check(prefix: str, vocab_size: int | None, tokenizer: TokenizerInfo | None = None) -> tuple[Index, Manifest | None]:
     """The index and manifest of `prefix`, if a model with this vocabulary and tokenizer may read it.
 
     Args:
         prefix: path without `.bin`.
-        vocab_size: rows of the model's embedding that stand for tokens (padding left out).
+        vocab_size: rows of the model's embedding that stand for tokens (padding left out); None: not known yet.
         tokenizer: of the model; None leaves the tokenizers uncompared.
 
     Raises:
@@ -109,7 +122,7 @@ def check(prefix: str, vocab_size: int, tokenizer: TokenizerInfo | None = None) 
             f"the model uses {tokenizer.name} ({tokenizer.vocab_size} ids, {tokenizer.digest[:12]}).",
             f"Build it again with `--tokenizer {tokenizer.name}`, or give the run its tokenizer (`--model.tokenizer`).",
         )
-    if manifest.largest_token >= vocab_size:
+    if vocab_size is not None and manifest.largest_token >= vocab_size:
         raise token_out_of_range(prefix, manifest.largest_token, vocab_size)
     return index, manifest
 

@@ -33,7 +33,7 @@ from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
 from swift_mega.data import manifest
-from swift_mega.data.blend import parse_blend
+from swift_mega.data.blend import parse_blend, parse_split
 from swift_mega.data.config import DataConfig
 from swift_mega.data.tokenizer import TokenizerInfo
 from swift_mega.parallel.agree import on_main
@@ -86,7 +86,9 @@ def build_streams(
         )
     maker = _Maker(config, seed, vocab_size, eod, Path(cache_dir), tokenizer)
     held_out = {"valid": config.valid, "test": config.test}
-    parts = dict(zip(("train", "valid", "test"), _split(config.split), strict=True))
+    train_part, *held_out_parts = _split(config.split)
+    assert train_part is not None  # parse_split
+    parts = dict(zip(held_out, held_out_parts, strict=True))
 
     def held_out_stream(name: str) -> "Stream | None":
         if eval_samples and held_out[name]:
@@ -94,9 +96,7 @@ def build_streams(
         part = parts[name]
         return maker.stream(config.train, part, name, eval_samples) if eval_samples and part else None
 
-    if parts["train"] is None:
-        raise UserError(f"`data.split` {config.split} leaves nothing to train on.", "Its first number must be above 0.")
-    train = maker.stream(config.train, parts["train"], "train", total_train_samples)
+    train = maker.stream(config.train, train_part, "train", total_train_samples)
     streams = Streams(train, held_out_stream("valid"), held_out_stream("test"))
     evaluated = [stream for stream in (streams.valid, streams.test) if stream]
 
@@ -115,14 +115,8 @@ def build_streams(
 
 def _split(split: str) -> list[tuple[float, float] | None]:
     """`969,30,1` → the share of documents of train, valid and test as (from, to), None for an empty one."""
-    try:
-        shares = [float(share) for share in split.replace("/", ",").split(",")]
-    except ValueError:
-        shares = []
-    if not 1 <= len(shares) <= 3 or min(shares) < 0 or not 0 < sum(shares) < math.inf:
-        raise UserError(f"`data.split` {split!r} is not up to three shares.", "For example `969,30,1`, or `100,0,0`.")
     # megatron-core's own parser reads `1e-1` as two shares.
-    return list(convert_split_vector_to_split_matrix(normalize([*shares, 0.0, 0.0][:3])))
+    return list(convert_split_vector_to_split_matrix(normalize(parse_split(split))))
 
 
 @dataclass(frozen=True)

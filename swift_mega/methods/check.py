@@ -12,11 +12,13 @@ from converters.config_table import MegatronArguments
 from converters.family import family_of
 from converters.stores import safetensors
 from swift_mega.base.errors import UserError
+from swift_mega.base.hub import check_name
 from swift_mega.data import manifest
-from swift_mega.data.blend import parse_blend
+from swift_mega.data.blend import parse_split
 from swift_mega.methods.config import PretrainConfig
-from swift_mega.methods.output import check_output, resume_folder
+from swift_mega.methods.output import check_output, data_prefixes, finished, resume_folder
 from swift_mega.parallel.layout import check_batch, check_layout, check_sequence_length, data_parallel_size
+from swift_mega.train.schedule import check_schedule
 
 AT_LEAST: dict[str, float] = {
     "data.num_workers": 0,
@@ -45,26 +47,73 @@ def check(config: PretrainConfig, world_size: int) -> MegatronArguments | None:
     """The model's arguments, or None where the model is still on a hub.
 
     Raises:
-        UserError: a number makes no sense, the layout or the batch does not divide, the output folder holds
-            another run, or weights or data are not there, damaged or not the model's.
+        UserError: a number makes no sense, the layout or the batch does not divide, weights or data are not there,
+            damaged or not the model's, or the output folder holds another run.
     """
     _check_numbers(config)
+    check_schedule(config.optimizer, config.train.steps)
+    parse_split(config.data.split)
+    arguments = _local_arguments(config)
+    if arguments:
+        # Before the number of processes: that can follow the layout, the model cannot.
+        check_model(config, arguments, world_size)
+        _check_weights(config)
+    microbatches(config, world_size)
+    _check_data(config, arguments)
     check_output(config)
-    batch = config.train.micro_batch_size, config.train.global_batch_size
+    finished(config)
+    return arguments
+
+
+def check_model(config: PretrainConfig, arguments: MegatronArguments, world_size: int) -> None:
+    """Whether this model can be cut and trained as the configuration says.
+
+    Raises:
+        UserError: it cannot.
+    """
+    check_layout(config.parallel, arguments, world_size)
+    check_sequence_length(config.parallel, arguments, config.data.sequence_length)
+    block, layers = config.train.recompute_num_layers, layers_per_run(config, arguments)
+    if config.train.recompute_granularity == "full" and block > layers:
+        raise UserError(
+            f"`train.recompute_num_layers` is {block}, and a rank has {layers} consecutive layers "
+            f"({arguments.num_layers} / (PP × VPP)).",
+            f"Choose 1 to {layers}.",
+        )
+
+
+def microbatches(config: PretrainConfig, world_size: int) -> int:
+    """Micro-batches that each rank runs per step.
+
+    Raises:
+        UserError: the batch does not divide.
+    """
+    train = config.train
+    return check_batch(config.parallel, world_size, train.micro_batch_size, train.global_batch_size)
+
+
+def layers_per_run(config: PretrainConfig, arguments: MegatronArguments) -> int:
+    """Consecutive layers of a rank; with virtual stages a rank has several such runs."""
+    parallel = config.parallel
+    runs = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
+    return arguments.num_layers // runs
+
+
+def _local_arguments(config: PretrainConfig) -> MegatronArguments | None:
     if not Path(config.model.path).is_dir():
-        check_batch(config.parallel, world_size, *batch)
+        check_name(config.model.path)
         return None
     hf_config = checkpoint.read_config(config.model.path)
-    arguments = family_of(hf_config).megatron_arguments(hf_config)
-    # The model before the number of processes: that can follow the layout, the model cannot.
-    check_layout(config.parallel, arguments, world_size)
-    check_batch(config.parallel, world_size, *batch)
-    check_sequence_length(config.parallel, arguments, config.data.sequence_length)
-    _check_weights(config)
-    for entries in (config.data.train, config.data.valid, config.data.test):
-        for prefix in parse_blend(entries)[0]:
-            manifest.check(prefix, arguments.vocab_size)
-    return arguments
+    return family_of(hf_config).megatron_arguments(hf_config)
+
+
+def _check_data(config: PretrainConfig, arguments: MegatronArguments | None) -> None:
+    if not config.data.train:
+        raise UserError(
+            "`data.train` names no data.", "Give it prefixes of .bin/.idx files: `--data.train data/books`."
+        )
+    for prefix in data_prefixes(config):
+        manifest.check(prefix, arguments.vocab_size if arguments else None)
 
 
 def _check_numbers(config: PretrainConfig) -> None:
@@ -88,17 +137,16 @@ def describe(config: PretrainConfig, world_size: int, arguments: MegatronArgumen
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     vpp = parallel.virtual_pipeline_model_parallel_size or 1
     dp = data_parallel_size(parallel, world_size)
-    accumulated = train.global_batch_size // (train.micro_batch_size * dp)
     tokens = train.global_batch_size * config.data.sequence_length
     rows = {
         "processes": f"{world_size} = TP {tp} × PP {pp} × DP {dp}"
         + (", sequence parallel" if parallel.sequence_parallel else ""),
         "samples per step": f"{train.global_batch_size} = micro batch {train.micro_batch_size} × DP {dp} "
-        f"× {accumulated} accumulated",
+        f"× {microbatches(config, world_size)} accumulated",
         "tokens per step": f"{tokens:,}, {tokens * train.steps:,} in all {train.steps:,} steps",
     }
     if arguments:
-        runs = f"{arguments.num_layers // (pp * vpp)} of {arguments.num_layers}"
+        runs = f"{layers_per_run(config, arguments)} of {arguments.num_layers}"
         rows["layers per rank"] = runs + (f", {vpp} times" if vpp > 1 else "")
     else:
         rows["model"] = f"{config.model.path} is not a folder here: it is looked up and checked at the start"

@@ -1,42 +1,66 @@
 """The output folder belongs to one run: who may start in it, and where a start continues.
 
 OUTPUT/run.yaml          the resolved configuration of the latest start
+OUTPUT/data.json         what the run reads, to notice when something else is put in its place
 OUTPUT/.lock             held by the start that is at work
 OUTPUT/checkpoints/      what `swift-mega convert` and the next start read
 OUTPUT/hf/               with `checkpoint.export_hf`: the checkpoints in Hugging Face format
 OUTPUT/metrics.jsonl, loss.png, tensorboard/
 """
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converters import checkpoint as layout
+from converters import checkpoint as folders
 from swift_mega.base import config as configs
 from swift_mega.base import lock
-from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
+from swift_mega.base.reading import read_errors_are_the_users
 from swift_mega.base.writing import write_errors_are_the_users
+from swift_mega.data import manifest
+from swift_mega.data.blend import parse_blend, parse_split
 from swift_mega.methods.config import PretrainConfig
 
-RECORD = "run.yaml"
-PARTIAL_RECORD = f".{RECORD}{layout.UNFINISHED}"
+RECORD, DATA_RECORD = "run.yaml", "data.json"
+HEADER = "# Written by swift-mega: what the latest start of the run in this folder was told, defaults included.\n"
+"""By this line a record is told from a file of the user's that has the same name."""
+
+PARTIAL_RECORD = f".{RECORD}{folders.UNFINISHED}"
 LEFT_BY_A_FAILED_START = (PARTIAL_RECORD, "cache", lock.FILE)
 
 IDENTITY = (
     "model.path",
     "model.weights",
     "model.revision",
+    "model.tokenizer",
     "data.train",
     "data.valid",
     "data.test",
     "data.split",
     "data.sequence_length",
+    "data.eod_mask_loss",
     "train.seed",
 )
-"""What makes two starts the same run. All else (layout, batch size, schedule, length) may change between them."""
+"""What makes two starts the same run. All else (layout, batch size, schedule, length …) may change between them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a start ended."""
+
+    step: int
+    """Optimizer steps the run has done."""
+
+    stop_reason: str
+    """Empty when it reached its last step."""
+
+    checkpoint: Path
+    """The newest checkpoint."""
 
 
 def checkpoints(config: PretrainConfig) -> Path:
@@ -44,12 +68,17 @@ def checkpoints(config: PretrainConfig) -> Path:
     return Path(config.output) / "checkpoints"
 
 
+def exports(config: PretrainConfig) -> Path:
+    """Folder of the run's checkpoints in Hugging Face format."""
+    return Path(config.output) / "hf"
+
+
 def check_output(config: PretrainConfig) -> None:
     """Refuse an output folder that is not this run's; nothing is written."""
     folder = Path(config.output)
-    record = folder / RECORD
-    if record.exists():
-        _check_same_run(config, configs.build(PretrainConfig, configs.read_yaml(record), str(record)))
+    if (folder / RECORD).exists():
+        _check_same_run(config, _read_record(folder / RECORD))
+        _check_same_data(config)
     elif folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file.", "Choose a folder with `output`.")
     elif folder.exists() and any(entry.name not in LEFT_BY_A_FAILED_START for entry in folder.iterdir()):
@@ -59,7 +88,6 @@ def check_output(config: PretrainConfig) -> None:
 @contextmanager
 def opened_output(config: PretrainConfig) -> Iterator[None]:
     """Inside, the output folder is there, can be written, is this run's, and no other start is at work in it."""
-    check_output(config)
     folder = Path(config.output)
     with ExitStack() as held:
         with write_errors_are_the_users(folder, option="`output`"):
@@ -71,16 +99,29 @@ def opened_output(config: PretrainConfig) -> Iterator[None]:
         yield
 
 
-def claim_output(config: PretrainConfig) -> None:
-    """Write `run.yaml`: from here on the folder holds this run.
+def claim_output(config: PretrainConfig) -> list[str]:
+    """Write `run.yaml`, and return what changes in it: from here on the folder holds this run.
 
     Called when all that a start can find wrong has been looked at, so that a mended start may differ.
     """
     folder = Path(config.output)
+    changes = _changes(_read_record(folder / RECORD), config) if (folder / RECORD).exists() else []
     with write_errors_are_the_users(folder, option="`output`"):
+        (folder / DATA_RECORD).write_text(json.dumps(_fingerprints(config), indent=1) + "\n", encoding="utf-8")
         # Renamed when complete: a start that is killed here must not leave half a record in the way of the next.
-        (folder / PARTIAL_RECORD).write_text(configs.dump(config), encoding="utf-8")
+        (folder / PARTIAL_RECORD).write_text(HEADER + configs.dump(config), encoding="utf-8")
         (folder / PARTIAL_RECORD).replace(folder / RECORD)
+    return changes
+
+
+def _read_record(record: Path) -> PretrainConfig:
+    with read_errors_are_the_users(record):
+        if not record.read_bytes().startswith(HEADER.encode()):
+            raise UserError(
+                f"{record} is not a record of a run, and would be written over.",
+                "Choose another folder with `output`, or give that file another name.",
+            )
+    return configs.build(PretrainConfig, configs.read_yaml(record), str(record))
 
 
 def _check_same_run(config: PretrainConfig, before: PretrainConfig) -> None:
@@ -89,14 +130,71 @@ def _check_same_run(config: PretrainConfig, before: PretrainConfig) -> None:
             f"{config.output} already holds a run, and checkpoint.resume is `never`.",
             "Choose another folder with `output`, or `--resume auto` to continue it.",
         )
-    different = [name for name in IDENTITY if _value(config, name) != _value(before, name)]
-    if different:
-        pairs = ((name, _value(before, name), _value(config, name)) for name in different)
-        changes = "; ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in pairs)
+    here, there = _identity(config), _identity(before)
+    changes = "; ".join(
+        f"{name}: {_value(before, name)!r} there, {_value(config, name)!r} here"
+        for name in IDENTITY
+        if here[name] != there[name]
+    )
+    if changes:
         raise UserError(
             f"{config.output} holds another run ({changes}).",
             "Choose another folder with `output`, or restore these options to continue that run.",
         )
+
+
+def _check_same_data(config: PretrainConfig) -> None:
+    """The options name the same data as ever; is it?"""
+    record = Path(config.output) / DATA_RECORD
+    if not record.exists():
+        return
+    with read_errors_are_the_users(record):
+        before = json.loads(record.read_text(encoding="utf-8"))
+    # By their order: the same place may be spelt in another way now.
+    pairs = zip(_fingerprints(config), before, strict=True)
+    other = [prefix for (prefix, here), (_, there) in pairs if here != there]
+    if other:
+        raise UserError(
+            f"{', '.join(other)} holds other data than the run in {config.output} has read until now.",
+            f"Restore it, or begin another run: another `output`, with model.path={checkpoints(config)} "
+            "if it is to begin with these weights.",
+        )
+
+
+def _fingerprints(config: PretrainConfig) -> list[tuple[str, str]]:
+    """What each source of the run holds, in the order in which they are named."""
+    return [(prefix, manifest.fingerprint(prefix)) for prefix in data_prefixes(config)]
+
+
+def data_prefixes(config: PretrainConfig) -> list[str]:
+    """Every `.bin/.idx` pair that the run reads."""
+    data = config.data
+    return [prefix for entries in (data.train, data.valid, data.test) for prefix in parse_blend(entries)[0]]
+
+
+def _identity(config: PretrainConfig) -> dict[str, Any]:
+    """The values of `IDENTITY`, in one spelling of several that mean the same."""
+    values = {name: _value(config, name) for name in IDENTITY}
+    for name in ("data.train", "data.valid", "data.test"):
+        prefixes, weights = parse_blend(values[name])
+        values[name] = [Path(prefix).resolve() for prefix in prefixes], weights
+    for name in ("model.path", "model.tokenizer"):
+        if values[name] and Path(values[name]).is_dir():
+            values[name] = Path(values[name]).resolve()
+    shares = parse_split(values["data.split"])
+    values["data.split"] = [share / sum(shares) for share in shares]
+    return values
+
+
+def _changes(before: PretrainConfig, now: PretrainConfig) -> list[str]:
+    """`name before → now` for each option that is not as it was."""
+    names = [leaf.path for leaf in configs.leaves(PretrainConfig) if leaf.path != "output"]
+    pairs = ((name, _value(before, name), _value(now, name)) for name in names)
+    return [f"{name} {_shown(there)} → {_shown(here)}" for name, there, here in pairs if there != here]
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _value(config: PretrainConfig, path: str) -> Any:
@@ -114,19 +212,37 @@ def resume_folder(config: PretrainConfig) -> Path | None:
     if resume == "never":
         return None
     if resume != "auto" and Path(resume).resolve().is_relative_to(root.resolve()):
-        return layout.latest(Path(resume))  # also where the newest of them is lost
+        return folders.latest(Path(resume))  # also where the newest of them is lost
     own = _newest(root)
-    if resume == "auto":
-        return own
-    if own is None:
-        return layout.latest(Path(resume))
-    say(f"{config.output} has checkpoints of its own: it continues from {own.name}, not from {resume}.")
-    return own
+    return own if own or resume == "auto" else folders.latest(Path(resume))
 
 
 def _newest(root: Path) -> Path | None:
-    finished = layout.iterations(root)
+    finished = folders.iterations(root)
     if not finished:
         return None
     # A run that was killed between the renaming of its first checkpoint and the tracker has one without the other.
-    return layout.latest(root) if (root / layout.TRACKER).is_file() else finished[-1]
+    return folders.latest(root) if (root / folders.TRACKER).is_file() else finished[-1]
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by its name; 0 for converted weights."""
+    return 0 if folder.name == folders.RELEASE else int(folder.name.removeprefix("iter_"))
+
+
+def finished(config: PretrainConfig) -> Outcome | None:
+    """How the run ended that has nothing left to do; None if it has.
+
+    Raises:
+        UserError: it would begin at a checkpoint elsewhere that is at its last step already.
+    """
+    folder, last_step = resume_folder(config), config.train.steps
+    if folder is None or step_of(folder) < last_step:
+        return None
+    if not folder.resolve().is_relative_to(checkpoints(config).resolve()):
+        raise UserError(
+            f"{folder} is at step {step_of(folder)}, and the run ends with step {last_step} (train.steps).",
+            f"Raise train.steps; for a new run that begins with these weights give model.path={folder.parent}",
+        )
+    left = config.checkpoint.export_hf and not (exports(config) / folder.name).exists()
+    return None if left else Outcome(step_of(folder), "", folder)

@@ -4,17 +4,19 @@ from swift_mega.methods.pretrain import pretrain
 pretrain(config)        # a PretrainConfig, in a process of torchrun or alone
 """
 
-import os
 from typing import TYPE_CHECKING
 
+from swift_mega.base.console import say
+from swift_mega.base.world import launched_world_size
+from swift_mega.methods.check import check
 from swift_mega.methods.config import PretrainConfig
+from swift_mega.methods.output import Outcome, finished
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
-    from swift_mega.methods.run import Outcome
     from swift_mega.train.loop import Callback
 
 
@@ -32,7 +34,7 @@ class Pretrain:
         return (output.float() * mask).sum(), mask.sum()
 
 
-def pretrain(config: PretrainConfig, callbacks: "Sequence[Callback]" = ()) -> "Outcome":
+def pretrain(config: PretrainConfig, callbacks: "Sequence[Callback]" = ()) -> Outcome:
     """Run `config` to its end in this process, as one rank of the world that torchrun made, and say how it ended.
 
     Args:
@@ -41,10 +43,12 @@ def pretrain(config: PretrainConfig, callbacks: "Sequence[Callback]" = ()) -> "O
     Raises:
         UserError: on every rank, for anything the user can mend.
     """
+    check(config, launched_world_size() or 1)  # before a process group of the wrong size is asked for
+    if outcome := finished(config):
+        say(f"{config.output} is finished: {outcome.checkpoint.name} is its last step. To go on, raise train.steps.")
+        return outcome
     from swift_mega import compat
-    from swift_mega.methods.check import check
 
-    check(config, int(os.environ.get("WORLD_SIZE", "1")))  # before a process group of the wrong size is asked for
     compat.install()  # before anything imports megatron
     from swift_mega.methods.run import run
 

@@ -7,7 +7,7 @@ Read it top-down; each helper is one arrow.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.transformer import MegatronModule
 
-from converters import checkpoint as layout
+from converters import checkpoint as folders
 from converters.config_table import MegatronArguments
 from converters.family import family_of
 from swift_mega.base import config as configs
+from swift_mega.base.console import say
 from swift_mega.base.errors import PeerLost
 from swift_mega.base.flops import flops_per_token, peak_flops
 from swift_mega.base.hub import resolve_model
@@ -29,33 +30,19 @@ from swift_mega.compat.peers import is_lost_peer
 from swift_mega.data.loader import Loader, loader
 from swift_mega.data.stream import Stream, Streams, build_streams
 from swift_mega.data.tokenizer import TokenizerInfo
+from swift_mega.methods.check import check_model, microbatches
 from swift_mega.methods.config import PretrainConfig
-from swift_mega.methods.output import checkpoints, claim_output, opened_output, resume_folder
+from swift_mega.methods.output import Outcome, checkpoints, claim_output, exports, opened_output, resume_folder
 from swift_mega.model.build import build_model, precision_of
 from swift_mega.model.weights import load_hf
 from swift_mega.parallel.agree import on_main
 from swift_mega.parallel.groups import initialize, shutdown
-from swift_mega.parallel.layout import check_batch, check_layout, check_sequence_length
 from swift_mega.train.callbacks import Evaluate, Report, Save, StopOnNonFinite, StopOnSignal, Test
 from swift_mega.train.checkpoint import Checkpointer, Progress, load_model
 from swift_mega.train.export import Exporter
 from swift_mega.train.loop import Callback, Trainer, fit
-from swift_mega.train.optimizer import build_optimizer, build_scheduler, check_schedule, wrap_data_parallel
+from swift_mega.train.optimizer import build_optimizer, build_scheduler, wrap_data_parallel
 from swift_mega.train.step import Method, Stepper
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a start ended."""
-
-    step: int
-    """Optimizer steps the run has done."""
-
-    stop_reason: str
-    """Empty when it reached its last step."""
-
-    checkpoint: Path
-    """The newest checkpoint."""
 
 
 def run(config: PretrainConfig, method: Method, callbacks: Sequence[Callback] = ()) -> Outcome:
@@ -83,9 +70,9 @@ def run(config: PretrainConfig, method: Method, callbacks: Sequence[Callback] = 
 
 
 def _run(config: PretrainConfig, source: Path, method: Method, callbacks: Sequence[Callback]) -> Outcome:
-    resume = on_main(lambda: resume_folder(config))
-    hf_folder = layout.hf_folder(source)
-    hf_config = layout.read_config(source)
+    resume = on_main(lambda: _resume(config))
+    hf_folder = folders.hf_folder(source)
+    hf_config = folders.read_config(source)
     arguments = family_of(hf_config).megatron_arguments(hf_config)
 
     chunks = build_model(hf_config, config.model, config.parallel, config.train, config.data.sequence_length)
@@ -119,30 +106,35 @@ def _run(config: PretrainConfig, source: Path, method: Method, callbacks: Sequen
         progress=progress,
     )
     with StopOnSignal() as stop:
-        on_main(lambda: claim_output(config))
+        on_main(checkpointer.check_space)
+        if changes := on_main(lambda: claim_output(config)):
+            say(f"Changed since the start before: {', '.join(changes)}")
         metrics = _metrics(config, progress)
         own = _callbacks(config, checkpointer, metrics, streams, batches, arguments)
         fit(trainer, [StopOnNonFinite(), stop, *own, *callbacks])
     metrics.close()
-    return Outcome(progress.step, trainer.stop_reason, layout.latest(checkpoints(config)))
+    return Outcome(progress.step, trainer.stop_reason, folders.latest(checkpoints(config)))
 
 
 def _source(config: PretrainConfig, world_size: int) -> Path:
-    """On rank 0: where the model is; everything that can be refused before it costs time is."""
-    check_schedule(config.optimizer, config.train.steps)
+    """On rank 0: where the model is. One of a hub is known only now; other models have been checked before."""
     source = resolve_model(config.model.path, revision=config.model.revision)
-    hf_config = layout.read_config(source)
-    arguments = family_of(hf_config).megatron_arguments(hf_config)
-    # Again: a model of a hub is known only now.
-    check_layout(config.parallel, arguments, world_size)
-    check_sequence_length(config.parallel, arguments, config.data.sequence_length)
-    num_microbatches(config, world_size)
+    hf_config = folders.read_config(source)
+    check_model(config, family_of(hf_config).megatron_arguments(hf_config), world_size)
     return source
 
 
+def _resume(config: PretrainConfig) -> Path | None:
+    """On rank 0: the checkpoint to continue from."""
+    folder, asked = resume_folder(config), config.checkpoint.resume
+    if folder and asked != "auto" and not folder.resolve().is_relative_to(Path(asked).resolve()):
+        say(f"{config.output} has checkpoints of its own: it continues from {folder.name}, not from {asked}.")
+    return folder
+
+
 def _load_weights(chunks: list[MegatronModule], source: Path) -> None:
-    if layout.is_megatron(source):
-        load_model(chunks, layout.latest(source))
+    if folders.is_megatron(source):
+        load_model(chunks, folders.latest(source))
     else:
         load_hf(chunks, source)
 
@@ -153,14 +145,8 @@ def _stepper(config: PretrainConfig, method: Method, chunks: list[DistributedDat
         method,
         micro_batch_size=config.train.micro_batch_size,
         sequence_length=config.data.sequence_length,
-        num_microbatches=num_microbatches(config, dist.get_world_size()),
+        num_microbatches=microbatches(config, dist.get_world_size()),
     )
-
-
-def num_microbatches(config: PretrainConfig, world_size: int) -> int:
-    """Micro-batches that each rank runs per step."""
-    train = config.train
-    return check_batch(config.parallel, world_size, train.micro_batch_size, train.global_batch_size)
 
 
 def _last_step(config: PretrainConfig, progress: Progress) -> int:
@@ -253,7 +239,7 @@ def _callbacks(
 
 def _exporter(config: PretrainConfig, checkpointer: Checkpointer) -> Exporter:
     return Exporter(
-        Path(config.output) / "hf",
+        exports(config),
         chunks=checkpointer.chunks,
         hf_folder=checkpointer.hf_folder,
         keep_last=config.checkpoint.keep_last,

@@ -27,11 +27,11 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
-from converters import checkpoint as layout
+from converters import checkpoint as folders
 from converters.stores import torch_dist
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
-from swift_mega.base.writing import DiskFull, disk_full, write_errors_are_the_users
+from swift_mega.base.writing import DiskFull, disk_full, free_bytes, write_errors_are_the_users
 from swift_mega.compat import saving
 from swift_mega.parallel.agree import on_main
 from swift_mega.train.rng import rng_state, set_rng_state
@@ -116,8 +116,8 @@ class Checkpointer:
 
     def save(self, progress: Progress) -> Path:
         """Write one checkpoint and return its folder; an older one is removed only after this one is complete."""
-        target = self.root / layout.iteration_name(progress.step)
-        unfinished = target.with_name(target.name + layout.UNFINISHED)
+        target = self.root / folders.iteration_name(progress.step)
+        unfinished = target.with_name(target.name + folders.UNFINISHED)
         on_main(lambda: self._prepare(unfinished))
         self._write(unfinished, progress)
         on_main(lambda: self._finish(unfinished, target, progress))
@@ -132,20 +132,23 @@ class Checkpointer:
         try:
             dist_checkpointing.save(state, str(unfinished), strategy, content_metadata=OPTIMIZER_FORMAT)
         except saving.FAILURES as error:
-            failure = error  # Python unbinds `error` at the end of this block
-            if saving.told_to_all(failure):
-                on_main(lambda: self._explain(unfinished, failure))
-            elif dist.get_rank() == 0:
-                self._explain(unfinished, failure)
-            if not saving.told_to_all(failure):
-                raise
-            # Not an Exception as torch has it; on rank 0 it holds the reasons of all ranks.
-            raise RuntimeError(f"{unfinished} could not be written.") from failure
+            self._fail(unfinished, error)
 
-    def _explain(self, unfinished: Path, error: BaseException) -> None:
-        """On rank 0: raise a UserError and clear away what was written, if the disk is full."""
-        if saving.is_disk_full(error):
-            self._explain_full(unfinished)
+    def _fail(self, unfinished: Path, error: BaseException) -> NoReturn:
+        """End a save that failed with `error`: with a UserError if the disk is full."""
+
+        def explain() -> None:
+            if saving.is_disk_full(error):
+                self._explain_full(unfinished)
+
+        if saving.told_to_all(error):
+            on_main(explain)
+            # Not an Exception as torch has it; on rank 0 it holds the reasons of all ranks.
+            raise RuntimeError(f"{unfinished} could not be written.") from error
+        # This rank alone has it, and the others are not listening: they will notice that it has gone.
+        if dist.get_rank() == 0:
+            explain()
+        raise error
 
     def _explain_full(self, unfinished: Path) -> NoReturn:
         explanation = disk_full(self.root, self._bytes(), WAY_OUT)
@@ -203,15 +206,17 @@ class Checkpointer:
         }
 
     def _prepare(self, unfinished: Path) -> None:
-        """Clear away what earlier saves left when they were killed, and make room for this one."""
+        """Clear away what earlier saves left when they were killed, and see that there is room for this one."""
         with write_errors_are_the_users(self.root, option="`output`"):
-            for left in self.root.glob(f"*{layout.UNFINISHED}"):
+            for left in self.root.glob(f"*{folders.UNFINISHED}"):
                 shutil.rmtree(left)
+            self.check_space()
             unfinished.mkdir(parents=True)
-        if shutil.disk_usage(unfinished).free < self._bytes():
-            explanation = disk_full(self.root, self._bytes(), WAY_OUT)
-            unfinished.rmdir()
-            raise explanation
+
+    def check_space(self) -> None:
+        """Raise a UserError where the disk has no room for one more checkpoint."""
+        if free_bytes(self.root) < self._bytes():
+            raise disk_full(self.root, self._bytes(), WAY_OUT)
 
     def _bytes(self) -> int:
         """Size of one checkpoint: the weights and, in fp32, a master copy and two moments."""
@@ -223,17 +228,17 @@ class Checkpointer:
     def _finish(self, unfinished: Path, target: Path, progress: Progress) -> None:
         try:
             with write_errors_are_the_users(self.root, option="`output`"):
-                layout.copy_hf_files(self.hf_folder, unfinished / "hf")
+                folders.copy_hf_files(self.hf_folder, unfinished / "hf")
                 (unfinished / "run.yaml").write_text(self.run_yaml, encoding="utf-8")
         except DiskFull:
             self._explain_full(unfinished)
         with write_errors_are_the_users(self.root, option="`output`"):
             if target.exists():
-                layout.remove(target)
+                folders.remove(target)
             unfinished.rename(target)
-            layout.write_tracker(self.root, progress.step)
-            for old in layout.outdated(layout.iterations(self.root), target, self.keep_last):
-                layout.remove(old)
+            folders.write_tracker(self.root, progress.step)
+            for old in folders.outdated(folders.iterations(self.root), target, self.keep_last):
+                folders.remove(old)
 
     def _check(self, common: dict[str, Any], folder: Path) -> None:
         saved = vars(common["args"]) if "args" in common else {}
@@ -256,7 +261,7 @@ class Checkpointer:
 
 def way_back(folder: Path) -> str:
     """What to do when the checkpoint `folder` is lost."""
-    before = [other for other in layout.iterations(folder.parent) if other.name < folder.name]
+    before = [other for other in folders.iterations(folder.parent) if other.name < folder.name]
     return f"Or go back to the one before it: --resume {before[-1]}" if before else "No earlier one is there."
 
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from converters import checkpoint as layout
+from converters import checkpoint as folders
 from swift_mega.base.writing import DiskFull, disk_full, write_errors_are_the_users
 from swift_mega.model.weights import save_hf
 from swift_mega.parallel.agree import on_main
@@ -33,7 +33,7 @@ class Exporter:
 
     def folder(self, step: int) -> Path:
         """Where the export of a step is, or will be."""
-        return self.root / layout.iteration_name(step)
+        return self.root / folders.iteration_name(step)
 
     def is_there(self, step: int) -> bool:
         """Whether a step has been exported. Collective."""
@@ -46,7 +46,7 @@ class Exporter:
             UserError: the disk is full; nothing of the attempt is left there.
         """
         target = self.folder(step)
-        unfinished = target.with_name(target.name + layout.UNFINISHED)
+        unfinished = target.with_name(target.name + folders.UNFINISHED)
         try:
             on_main(self._clear)
             save_hf(self.chunks, unfinished, self.hf_folder)
@@ -59,14 +59,14 @@ class Exporter:
 
     def _clear(self) -> None:
         with write_errors_are_the_users(self.root, option="`output`"):
-            for left in self.root.glob(f"*{layout.UNFINISHED}"):
+            for left in self.root.glob(f"*{folders.UNFINISHED}"):
                 shutil.rmtree(left)
 
     def _finish(self, unfinished: Path, target: Path) -> None:
         with write_errors_are_the_users(self.root, option="`output`"):
             if target.exists():
-                layout.remove(target)
+                folders.remove(target)
             unfinished.rename(target)
             exports = sorted(folder for folder in self.root.glob("iter_[0-9]*") if not folder.suffix)
-            for old in layout.outdated(exports, target, self.keep_last):
-                layout.remove(old)
+            for old in folders.outdated(exports, target, self.keep_last):
+                folders.remove(old)

@@ -13,10 +13,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import layers
 from megatron.core.transformer import MegatronModule, TransformerConfig
 
-from swift_mega.base.errors import UserError
 from swift_mega.compat.buckets import count_padding
 from swift_mega.parallel.config import ParallelConfig
 from swift_mega.train.config import OptimizerConfig
+from swift_mega.train.schedule import wsd_decay_steps
 
 
 def wrap_data_parallel(chunks: list[MegatronModule], parallel: ParallelConfig) -> list[DistributedDataParallel]:
@@ -88,8 +88,7 @@ def build_optimizer(
 def build_scheduler(
     megatron_optimizer: MegatronOptimizer, config: OptimizerConfig, total_steps: int
 ) -> OptimizerParamScheduler:
-    """The schedule, counted in optimizer steps. What this start's options say wins over a checkpoint's."""
-    check_schedule(config, total_steps)
+    """The schedule in optimizer steps, after `check_schedule`. This start's options win over a checkpoint's."""
     return OptimizerParamScheduler(
         megatron_optimizer,
         init_lr=0.0,
@@ -107,29 +106,3 @@ def build_scheduler(
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )
-
-
-def wsd_decay_steps(config: OptimizerConfig, total_steps: int) -> int:
-    """Steps of WSD's final decay; a tenth of the run where the user did not say."""
-    return config.lr_wsd_decay_steps or max(1, total_steps // 10)
-
-
-def check_schedule(config: OptimizerConfig, total_steps: int) -> None:
-    """Raise a UserError where the schedule's numbers contradict each other."""
-    decay_steps = config.lr_decay_steps or total_steps
-    if not 0 <= config.min_lr <= config.lr:
-        raise UserError(
-            f"The learning rate would fall from {config.lr} to {config.min_lr}.",
-            "Choose 0 ≤ optimizer.min_lr ≤ optimizer.lr.",
-        )
-    if config.lr_warmup_steps >= decay_steps:
-        raise UserError(
-            f"Warm-up takes {config.lr_warmup_steps} steps, but the decay ends at step {decay_steps}.",
-            f"Choose optimizer.lr_warmup_steps below {decay_steps}.",
-        )
-    if config.lr_decay_style == "WSD" and config.lr_warmup_steps + wsd_decay_steps(config, total_steps) > decay_steps:
-        raise UserError(
-            f"WSD needs {config.lr_warmup_steps} steps of warm-up and {wsd_decay_steps(config, total_steps)} of decay, "
-            f"more than the {decay_steps} it has.",
-            "Lower optimizer.lr_wsd_decay_steps or optimizer.lr_warmup_steps, or raise train.steps.",
-        )

@@ -7,7 +7,7 @@ import pytest
 from converters import checkpoint as layout
 from swift_mega.base.errors import UserError
 from swift_mega.methods.config import PretrainConfig
-from swift_mega.methods.output import check_output, checkpoints, claim_output, resume_folder
+from swift_mega.methods.output import check_output, checkpoints, claim_output, exports, finished, resume_folder
 from swift_mega.model.config import ModelConfig
 from swift_mega.train.config import CheckpointConfig, TrainConfig
 
@@ -47,6 +47,50 @@ def test_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
     claimed(config(tmp_path))
     with pytest.raises(UserError, match=r"model\.path: 'm' there, 'other' here"):
         check_output(config(tmp_path, model="other"))
+
+
+def test_another_spelling_of_a_path_is_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    claimed(config(tmp_path))
+    for spelling in ("./m", "m/", str(tmp_path / "m")):
+        check_output(config(tmp_path, model=spelling))
+    run = config(tmp_path)
+    run.data.split = "1,0,0"
+    check_output(run)
+
+
+def test_other_data_in_its_place_is_refused(good: tuple[Path, Path], tmp_path: Path) -> None:
+    from swift_mega.data.build import build
+
+    model, _ = good
+    texts, prefix = tmp_path / "texts.txt", tmp_path / "data"
+    texts.write_text("In the beginning")
+    build([str(texts)], str(model), prefix, workers=1)
+    run = config(tmp_path)
+    run.data.train = [str(prefix)]
+    claimed(run)
+    build([str(texts)], str(model), prefix, workers=1, overwrite=True)
+    check_output(run)
+    texts.write_text("In the beginninG")
+    build([str(texts)], str(model), prefix, workers=1, overwrite=True)
+    for manifest in (True, False):
+        if not manifest:  # as another tool leaves it; then it is known by the lengths of its documents
+            Path(f"{prefix}.json").unlink()
+        with pytest.raises(UserError, match=f"{prefix} holds other data than the run(.|\n)*another `output`"):
+            check_output(run)
+
+
+def test_what_has_changed_is_said(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    Path(run.output).mkdir()
+    assert claim_output(run) == []
+    run.model.precision, run.train.steps, run.parallel.sequence_parallel = "bf16", 3, True
+    assert claim_output(run) == [
+        'model.precision "auto" → "bf16"',
+        "parallel.sequence_parallel false → true",
+        "train.steps 1 → 3",
+    ]
 
 
 def test_never_refuses_a_used_folder(tmp_path: Path) -> None:
@@ -94,6 +138,26 @@ def test_a_path_among_its_own_checkpoints_goes_back(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no finished checkpoint.\n.*{earlier}"):
         resume_folder(run)
     assert resume_folder(config(tmp_path, resume=str(earlier))) == earlier
+
+
+def test_a_run_with_all_its_steps_is_finished(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    assert finished(run) is None
+    last = saved(checkpoints(run), 6)
+    outcome = finished(run)
+    assert outcome and (outcome.step, outcome.checkpoint) == (6, last)
+    run.checkpoint.export_hf = True
+    assert finished(run) is None
+    (exports(run) / last.name).mkdir(parents=True)
+    assert finished(run)
+    run.train.steps = 7
+    assert finished(run) is None
+
+
+def test_a_run_cannot_begin_at_its_end(tmp_path: Path) -> None:
+    saved(tmp_path / "base", 100)
+    with pytest.raises(UserError, match=r"is at step 100, and the run ends with step 1 (.|\n)*model\.path="):
+        finished(config(tmp_path, resume=str(tmp_path / "base")))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from swift_mega.methods import run as run_module
 from swift_mega.methods.config import PretrainConfig
+from swift_mega.methods.output import claim_output
 from tests.support import cli
 from tests.support.place import Place
 
@@ -16,16 +16,40 @@ def test_a_run_that_has_begun_is_saved_when_it_is_stopped(
     place: Place, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also before its first step: the earliest that anybody can see it is `run.yaml`."""
-    claim = run_module.claim_output
 
-    def claim_and_be_told_to_stop(config: PretrainConfig) -> None:
-        claim(config)
+    def claim_and_be_told_to_stop(config: PretrainConfig) -> list[str]:
+        changes = claim_output(config)
         os.kill(os.getpid(), number)
+        return changes
 
     handler = signal.getsignal(number)
-    monkeypatch.setattr(run_module, "claim_output", claim_and_be_told_to_stop)
+    monkeypatch.setattr("swift_mega.methods.run.claim_output", claim_and_be_told_to_stop)
     ended = cli.in_process(place.argv("--steps", "9"))
     assert ended.code == 0, ended
     assert f"received {number.name}. The same command continues." in ended.out
     assert len(list((place.output / "checkpoints").glob("iter_*"))) == 1
     assert signal.getsignal(number) == handler
+
+
+def test_a_finished_run_says_so_and_does_nothing(trained: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.local.run", lambda *args: pytest.fail("processes were started"))
+    monkeypatch.setattr("swift_mega.compat.install", lambda: pytest.fail("torch was asked for"))
+    before = (trained.output / "metrics.jsonl").read_text()
+    for options in ([], ["--nproc", "2"], ["--steps", "1", "--lr-warmup-steps", "0"]):
+        ended = cli.in_process(trained.argv(*options))
+        assert ended.code == 0, ended
+        assert "is finished: iter_0000002 is its last step. To go on, raise train.steps." in ended.out
+    assert (trained.output / "metrics.jsonl").read_text() == before
+
+
+def test_a_resumed_run_says_what_has_changed(trained: Place) -> None:
+    ended = cli.in_process(trained.argv("--steps", "3"))
+    assert ended.code == 0, ended
+    changed = "Changed since the start before: train.steps 2 → 3, checkpoint.save_interval_steps 1 → null"
+    assert ended.out.count(changed) == 1
+
+
+def test_no_data(place: Place) -> None:
+    argv = ["pretrain", "--output", str(place.output), "--model.path", str(place.model), "--steps", "1"]
+    ended = cli.in_process([*argv, "--sequence-length", "16", "--dry-run"])
+    cli.assert_explained(ended, "`data.train` names no data", "--data.train data/books")
