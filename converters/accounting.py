@@ -5,14 +5,14 @@ said: buffers that the config determines, an output layer that is stored althoug
 an MTP layer repeats of the rest of the model, which an export repeats again.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from converters.config_table import MegatronArguments
 from converters.families._common import EMBEDDING, OUTPUT
-from converters.family import Family
+from converters.family import Family, sizes
 from converters.rules import HfTensor, Rule
 from converters.stores.safetensors import SafetensorsFolder
 from converters.tensors import WEIGHT_DTYPES
@@ -60,13 +60,14 @@ def account(
     """
     wanted = hf_shapes(rules, sizes)
     found = set(store.tensors)
-    buffers = {name for pattern in family.recomputable for name in HfTensor(pattern, ()).names(sizes)} & found
+    buffers = _buffers(family, sizes) & found
     tied = _tied_copy(family, arguments, store)
     copies = {copy: of for copy, of in family.copies_for(arguments).items() if {copy, of} <= found}
     if fault := mismatch(wanted, found - buffers - tied - set(copies)):
         raise UserError(
             f"{store.path} does not hold the tensors of {family.name} with this config.json: {fault}.",
-            "Are config.json and weights of the same model and complete? Nothing was converted.",
+            "Are config.json and weights of the same model and complete? `convert --allow-unmapped` keeps what has no "
+            "place in a file beside the weights; an export puts it back.",
         )
     for name, shape in wanted.items():
         _check_tensor(name, shape, store)
@@ -75,6 +76,19 @@ def account(
     notes = [f"left out buffers that the config determines: {_some(buffers)}"] if buffers else []
     notes += [f"left out `{name}`: tied, and byte for byte the same as the embedding" for name in tied]
     return Accounted(notes + [f"`{copy}` repeats `{of}` byte for byte" for copy, of in copies.items()], copies)
+
+
+def without_a_place(family: Family, arguments: MegatronArguments, names: Collection[str]) -> set[str]:
+    """The tensors of a folder that are neither weights of the model nor repeat or follow from anything in it."""
+    arguments = family.as_stored(arguments, names)
+    own = sizes(arguments, arguments.vocab_size)
+    rules = family.rules_for(arguments, family.form_of(names, arguments))
+    output = {rule.sources[0].name for rule in family.rules if rule.megatron == OUTPUT}
+    return set(names) - set(hf_shapes(rules, own)) - _buffers(family, own) - output - set(family.copies_for(arguments))
+
+
+def _buffers(family: Family, sizes: Mapping[str, int]) -> set[str]:
+    return {name for pattern in family.recomputable for name in HfTensor(pattern, ()).names(sizes)}
 
 
 def _check_copy(copy: str, of: str, store: SafetensorsFolder) -> None:

@@ -23,6 +23,8 @@ RELEASE = "release"
 MARKER = "metadata.json"
 """Every iteration folder has it; megatron-core recognises a distributed checkpoint by it."""
 HF = "hf"
+UNMAPPED = "unmapped.safetensors"
+"""In `hf/`: tensors of the Hugging Face model that Megatron has no place for; an export puts them back."""
 UNFINISHED = ".unfinished"
 """Suffix of a folder or file that is still being written; a crash leaves it behind, and nothing reads it."""
 
@@ -130,21 +132,31 @@ def read_config(path: str | Path) -> Config:
 
 
 def hf_files(folder: str | Path) -> list[Path]:
-    """The files of a Hugging Face folder that are not weights: config, tokenizer, templates, licence."""
+    """The files of a Hugging Face folder that are not weights: config, tokenizer, templates, licence.
+
+    And, in the `hf/` of a checkpoint, the tensors that Megatron has no place for.
+    """
     return sorted(
         file
         for file in Path(folder).iterdir()
-        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and not file.name.startswith(".")
+        if (file.is_file()
+        and not file.name.endswith(WEIGHT_SUFFIXES)
+        and not file.name.startswith("."))
+        or file.name == UNMAPPED
     )
 
 
-def copy_hf_files(source: str | Path, target: str | Path) -> None:
-    """Copy everything but the weights from one Hugging Face folder into another, made if need be."""
+def copy_hf_files(source: str | Path, target: str | Path, side_file: bool = True) -> None:
+    """Copy everything but the weights from one Hugging Face folder into another, made if need be.
+
+    `side_file` says whether the tensors that Megatron has no place for come along as they are.
+    """
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     with write_errors_are_the_users(target):
         for file in hf_files(source):
-            shutil.copyfile(file, target / file.name)
+            if side_file or file.name != UNMAPPED:
+                shutil.copyfile(file, target / file.name)
 
 
 def state_dtype(folder: str | Path, tensors: Mapping[str, TensorSpec]) -> None:

@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-tp", type=int, default=1, metavar="N", help="tensor parallel size to pad for (default: 1)"
     )
+    parser.add_argument(
+        "--allow-unmapped",
+        action="store_true",
+        help="keep tensors that Megatron has no place for in a file beside the weights; the way back restores them",
+    )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads that copy (default: 2)")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that share the work (default: 1)")
     parser.add_argument(
@@ -59,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
         dtype=DTYPES[args.dtype] if args.dtype else None,
         vocab_divisible_by=args.vocab_divisible_by,
         target_tp=args.target_tp,
+        allow_unmapped=args.allow_unmapped,
         jobs=args.jobs,
         nodes=args.nodes,
         node_rank=args.node_rank,

@@ -53,6 +53,9 @@ class Options:
     target_tp: int = 1
     """The Megatron embedding is padded to a multiple of vocab_divisible_by × target_tp."""
 
+    allow_unmapped: bool = False
+    """Keep tensors that Megatron has no place for in a file beside the weights, instead of stopping."""
+
     jobs: int = 2
     """Threads that copy."""
 
@@ -80,8 +83,6 @@ class Conversion:
     to: Format
     target: Target
     plan: Plan
-    weights: Path
-    """The folder that takes the weights."""
     hf_files: Path
     """The folder that takes config.json, tokenizer and the like."""
     tensors: dict[str, TensorSpec]
@@ -100,7 +101,7 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
         UserError: whatever a user can mend; nothing is left at the target then.
     """
     source, target, options = Path(source), Path(target), options or Options()
-    opened = open_source(source, options.vocab_divisible_by, options.target_tp)
+    opened = open_source(source, options.vocab_divisible_by, options.target_tp, options.allow_unmapped)
     direction: Format = "hf" if opened.kind == "megatron" else "megatron"
     if to not in (None, direction):
         raise UserError(
@@ -145,8 +146,11 @@ def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
             }
         ),
     )
-    plan = make_plan(source.space, target.space)
-    return Conversion(source, "megatron", target, plan, folder, folder / checkpoint.HF, tensors)
+    if source.set_aside:
+        specs = {name: stored.spec for name, stored in source.set_aside.items()}
+        target = target.joined(safetensors.one_file(folder / checkpoint.HF / checkpoint.UNMAPPED, specs))
+    plan = make_plan(source.space | source.set_aside, target.space)
+    return Conversion(source, "megatron", target, plan, folder / checkpoint.HF, tensors)
 
 
 def _megatron_namespace(source: Source, padded_vocab_size: int) -> argparse.Namespace:
@@ -174,14 +178,17 @@ def _small(key: str, offset: Box, shape: Box, dtype: str) -> Iterator[tuple[str,
 
 def _to_hf(source: Source, folder: Path, options: Options) -> Conversion:
     dtypes = {key: options.dtype or stored.spec.dtype for key, stored in source.space.items()}
-    tensors = hf_tensors(source.family, source.arguments, dtypes)
+    weights = hf_tensors(source.family, source.arguments, dtypes)
+    tensors = weights | {name: stored.spec for name, stored in source.set_aside.items()}
     target = safetensors.layout(folder, tensors, options.max_shard_bytes)
-    store = safetensors.SafetensorsFolder(folder, safetensors.places(target), writable=False)
+    places = safetensors.places(target)
+    store = safetensors.SafetensorsFolder(folder, {name: places[name] for name in weights}, writable=False)
     view = MegatronView(source.family, source.config, store, source.space[EMBEDDING].spec.shape[0])
     _check_shapes(source.path, view, source.space)
-    plan = make_plan(source.space, canonical(view))
+    back = {name: target.space[name] for name in source.set_aside}
+    plan = make_plan(source.space | source.set_aside, canonical(view) | back)
     plan.moves.extend(repeated(plan.moves, view))
-    return Conversion(source, "hf", target, plan, folder, folder, tensors)
+    return Conversion(source, "hf", target, plan, folder, tensors)
 
 
 def _check_shapes(folder: Path, view: MegatronView, space: Space) -> None:
@@ -226,7 +233,7 @@ def _carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
 
 
 def _complete(conversion: Conversion, root: Path) -> None:
-    checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files)
+    checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files, side_file=False)
     checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
     engine.finish(conversion.target)
     if conversion.to == "megatron":
@@ -260,7 +267,8 @@ def _await(condition: Callable[[], bool], what: str) -> None:
 def _start(conversion: Conversion, root: Path, state: Path, mark: str) -> None:
     with write_errors_are_the_users(root):
         shutil.rmtree(root, ignore_errors=True)
-        conversion.weights.mkdir(parents=True)
+        for folder in {path.parent for path in conversion.target.files}:
+            folder.mkdir(parents=True, exist_ok=True)
     engine.reserve(conversion.target)
     state.write_text(mark, encoding="ascii")
 

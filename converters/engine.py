@@ -133,8 +133,8 @@ def finished_portions(folder: Path) -> set[int]:
 
 
 def fingerprint(plan: Plan) -> str:
-    """Changes with any move, and with any source file's size or time of change."""
-    digest = xxhash.xxh3_128()
+    """Changes with any move, with any source file's size or time of change, and with what a portion is."""
+    digest = xxhash.xxh3_128(str(PART_BYTES).encode())
     for path in sorted({move.source for move in plan.moves}):
         status = path.stat()
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())

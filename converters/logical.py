@@ -59,16 +59,17 @@ def open_logical(path: Path) -> Logical:
         UserError: see `open_source`.
     """
     source = open_source(path)
-    tensors = _specs(source)
+    weights, aside = _specs(source), {name: stored.spec for name, stored in source.set_aside.items()}
     # Every tensor is a file of its own, which is never written.
-    places = {name: Place(spec, Path(name), 0) for name, spec in tensors.items()}
-    store = SafetensorsFolder(Path(), places, writable=False)
+    places = {name: Place(spec, Path(name), 0) for name, spec in (weights | aside).items()}
+    store = SafetensorsFolder(Path(), places, writable=False).without(aside)
     view = MegatronView(source.family, source.config, store, source.space[EMBEDDING].spec.shape[0])
-    plan = make_plan(source.space, canonical(view))
+    back = {name: places[name].stored() for name in aside}
+    plan = make_plan(source.space | source.set_aside, canonical(view) | back)
     moves: dict[str, list[Move]] = defaultdict(list)
     for move in [*plan.moves, *repeated(plan.moves, view)]:
         moves[str(move.target)].append(move)
-    return Logical(path, tensors, moves)
+    return Logical(path, weights | aside, moves)
 
 
 def _specs(source: Source) -> dict[str, TensorSpec]:

@@ -62,6 +62,12 @@ class Target:
     closing: list[tuple[Path, bytes]] = field(default_factory=list)
     """Small files that are written when everything else is on the disk, in this order."""
 
+    def joined(self, other: "Target") -> "Target":
+        """Both, written as one."""
+        return Target(
+            self.space | other.space, self.files | other.files, self.fixed + other.fixed, self.closing + other.closing
+        )
+
 
 @dataclass(frozen=True)
 class Plan:

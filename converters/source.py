@@ -3,12 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from converters import checkpoint
-from converters.accounting import mismatch
+from converters.accounting import mismatch, without_a_place
 from converters.config_table import Config, MegatronArguments
 from converters.families._common import EMBEDDING
 from converters.family import Family, family_of, padded_vocab_size
@@ -40,13 +40,15 @@ class Source:
     """The folder with config.json and tokenizer."""
     notes: list[str]
     """What is left out, and why; for the user to read."""
+    set_aside: Space = field(default_factory=dict)
+    """Hugging Face name → where a tensor lies that Megatron has no place for."""
     view: MegatronView | None = None
     """Of a Hugging Face folder."""
     common: dict[str, Any] | None = None
     """Content of `common.pt`, of a Megatron checkpoint."""
 
 
-def open_source(path: Path, vocab_divisible_by: int = 128, target_tp: int = 1) -> Source:
+def open_source(path: Path, vocab_divisible_by: int = 128, target_tp: int = 1, allow_unmapped: bool = True) -> Source:
     """Look at what lies in a folder and account for every tensor of it.
 
     Raises:
@@ -56,16 +58,22 @@ def open_source(path: Path, vocab_divisible_by: int = 128, target_tp: int = 1) -
         raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder or a Megatron checkpoint.")
     if checkpoint.is_megatron(path):
         return _open_megatron(checkpoint.latest(path))
-    return _open_hf(path, vocab_divisible_by, target_tp)
+    return _open_hf(path, vocab_divisible_by, target_tp, allow_unmapped)
 
 
-def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int) -> Source:
+def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int, allow_unmapped: bool) -> Source:
     config = checkpoint.read_config(path)
     family = family_of(config)
-    vocab_size = family.megatron_arguments(config).vocab_size
-    padded = padded_vocab_size(vocab_size, vocab_divisible_by, target_tp)
-    view = MegatronView(family, config, safetensors.open_folder(path), padded)
-    return Source(path, "hf", config, family, view.arguments, canonical(view), path, view.notes, view=view)
+    arguments = family.megatron_arguments(config)
+    padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)
+    store, set_aside = safetensors.open_folder(path), {}
+    if allow_unmapped:
+        aside = without_a_place(family, arguments, store.tensors)
+        set_aside = {name: stored for name, stored in store.space().items() if name in aside}
+        store = store.without(aside)
+    view = MegatronView(family, config, store, padded)
+    notes = view.notes + [f"kept beside the weights, as Megatron has no place for it: `{name}`" for name in set_aside]
+    return Source(path, "hf", config, family, view.arguments, canonical(view), path, notes, set_aside, view=view)
 
 
 def _open_megatron(folder: Path) -> Source:
@@ -94,8 +102,21 @@ def _open_megatron(folder: Path) -> Source:
         except ValueError as error:
             raise torch_dist.damaged(folder / torch_dist.METADATA, str(error)) from None
     notes = left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)])
-    common = stored.common()
-    return Source(folder, "megatron", config, family, arguments, space, folder / checkpoint.HF, notes, common=common)
+    side = folder / checkpoint.HF / checkpoint.UNMAPPED
+    places = safetensors.read_header(side) if side.is_file() else {}
+    set_aside = {name: place.stored() for name, place in places.items()}
+    return Source(
+        folder,
+        "megatron",
+        config,
+        family,
+        arguments,
+        space,
+        folder / checkpoint.HF,
+        notes,
+        set_aside,
+        common=stored.common(),
+    )
 
 
 def left_out(keys: Iterable[str]) -> list[str]:

@@ -10,10 +10,11 @@ ends here, with its name, and not later as garbage in a model. Writing prealloca
 final headers, so that any number of processes can fill disjoint slices of one folder.
 """
 
+import functools
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ class SafetensorsFolder:
     def space(self) -> Space:
         """Where each tensor lies, under its Hugging Face name."""
         return {name: place.stored() for name, place in self.places.items()}
+
+    def without(self, names: Collection[str]) -> "SafetensorsFolder":
+        """The same folder without some of its tensors."""
+        kept = {name: place for name, place in self.places.items() if name not in names}
+        return SafetensorsFolder(self.path, kept, self._writable)
 
     def array(self, name: str) -> np.ndarray:
         """The whole tensor as a window on its file, in the dtype that carries its bits (`CARRIER`)."""
@@ -297,19 +303,20 @@ def header(file: Path, tensors: Mapping[str, TensorSpec]) -> tuple[bytes, dict[s
 
 def layout(folder: Path, tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> Target:
     """A Hugging Face folder to be written, shard by shard in the order of `tensors`."""
-    shards = split(tensors, max_shard_bytes)
-    files: dict[Path, int] = {}
-    fixed: list[tuple[Path, int, bytes]] = []
-    places: dict[str, Place] = {}
-    for name, shard in shards.items():
-        file = folder / name
-        head, within = header(file, shard)
-        files[file] = len(head) + sum(spec.nbytes for spec in shard.values())
-        fixed.append((file, 0, head))
-        places |= within
-    store = SafetensorsFolder(folder, {name: places[name] for name in tensors}, writable=False)
-    index = [] if len(shards) == 1 else [(folder / INDEX, json_bytes(_index(store)))]
-    return Target(store.space(), files, fixed, index)
+    shards = [one_file(folder / name, shard) for name, shard in split(tensors, max_shard_bytes).items()]
+    target = functools.reduce(Target.joined, shards)
+    if len(shards) == 1:
+        return target
+    found = places(target)
+    store = SafetensorsFolder(folder, {name: found[name] for name in tensors}, writable=False)
+    return target.joined(Target({}, {}, [], [(folder / INDEX, json_bytes(_index(store)))]))
+
+
+def one_file(file: Path, tensors: Mapping[str, TensorSpec]) -> Target:
+    """A safetensors file to be written."""
+    head, within = header(file, tensors)
+    size = len(head) + sum(spec.nbytes for spec in tensors.values())
+    return Target({name: place.stored() for name, place in within.items()}, {file: size}, [(file, 0, head)])
 
 
 def places(target: Target) -> dict[str, Place]:

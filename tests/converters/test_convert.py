@@ -18,6 +18,7 @@ from converters.stores import safetensors, torch_dist
 from converters.stores.safetensors import open_folder
 from converters.torch_tensors import to_torch
 from swift_mega.base.errors import UserError
+from swift_mega.cli.main import main
 from tests.support.space import assembled
 
 from .conftest import SHARDED, VARIANTS
@@ -396,3 +397,25 @@ class TestMegatronCore:
         checkpoint.write_tracker(tmp_path / "trained", 12)
         convert(tmp_path / "trained", tmp_path / "hf")
         assert_same_model(hf_model("qwen2"), tmp_path / "hf")
+
+
+class TestUnmapped:
+    """Tensors that Megatron has no place for."""
+
+    @pytest.fixture
+    def with_more(self, hf_model: Callable[[str], Path]) -> Path:
+        from safetensors.torch import load_file, save_file
+
+        file = hf_model("llama") / "model.safetensors"
+        more = {"vision.tower": torch.rand(3, 5), "vision.scale": torch.tensor(2, dtype=torch.int64)}
+        save_file(load_file(file) | more, file, {"format": "pt"})
+        return file.parent
+
+    def test_an_error_by_default(self, with_more: Path, tmp_path: Path) -> None:
+        assert "without a place: `vision.scale`, `vision.tower`" in refusal(with_more, tmp_path / "x")
+
+    def test_kept_and_put_back(self, with_more: Path, tmp_path: Path) -> None:
+        convert(with_more, tmp_path / "megatron", options=Options(allow_unmapped=True))
+        convert(tmp_path / "megatron", tmp_path / "hf", options=Options(max_shard_bytes=50_000))
+        assert_same_model(with_more, tmp_path / "hf")
+        assert main(["convert", "verify", str(with_more), str(tmp_path / "megatron")]) == 0

@@ -63,7 +63,7 @@ def test_killed_at_random(kills: int, to_hf: bool, hf_model: Callable[[str], Pat
                     file.unlink()
             os.rename(tmp_path / "target", tmp_path / f"removed{done}")
             done += 1
-    convert(source, tmp_path / "target")
+    assert start(source, tmp_path / "target").wait() == 0
     assert content(tmp_path / "target") == expected
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
