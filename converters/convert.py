@@ -22,6 +22,7 @@ from converters.plan import Plan, Target, make_plan
 from converters.source import Source, open_source
 from converters.space import Box, Space
 from converters.stores import safetensors, torch_dist, torch_zip
+from converters.stores.extra_state import extra_states
 from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import progress, say
@@ -136,7 +137,7 @@ def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
         folder,
         tensors,
         [part for key, offset, shape in chunks for part in _small(key, offset, shape, tensors[key].dtype)],
-        {key: torch_dist.empty_extra_state() for key in torch_dist.extra_state_keys(tensors)},
+        extra_states(tensors),
         torch_zip.saved(
             {
                 "checkpoint_version": 3.0,

@@ -243,24 +243,6 @@ def _nbytes(dtype: str, shape: Box) -> int:
     return TensorSpec(shape, dtype).nbytes
 
 
-def extra_state_keys(keys: Mapping[str, TensorSpec]) -> Iterator[str]:
-    """Object keys under which TransformerEngine's layers look for their fp8 state: one a layer and module.
-
-    Embedding and output layer have none; a module has one however many tensors it has.
-    """
-    modules = {key.rpartition(".")[0]: spec for key, spec in keys.items() if key.startswith("decoder.")}
-    for module, spec in modules.items():
-        layers = spec.shape[0] if module.startswith("decoder.layers.") else 1
-        for layer in range(layers):
-            shard = f"{layer}_{layers}" if module.startswith("decoder.layers.") else "0_1"
-            yield f"{module}._extra_state/shard_{shard}"
-
-
-def empty_extra_state() -> bytes:
-    """What a TransformerEngine layer saves when it has never computed in fp8: a list with an empty tensor."""
-    return b"".join(torch_zip.frame(TensorSpec((0,), "uint8"), wrapped=True))
-
-
 @contextmanager
 def opened(file: Path) -> Iterator[None]:
     """Turn what goes wrong while `file` is read into a `Damaged` that names it."""

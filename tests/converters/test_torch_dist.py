@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from converters import engine
 from converters.space import Box
 from converters.stores import torch_dist, torch_zip
-from converters.stores.torch_dist import check_files, extra_state_keys, open_checkpoint
+from converters.stores.extra_state import extra_states
+from converters.stores.torch_dist import check_files, open_checkpoint
 from converters.tensors import TensorSpec
 from converters.torch_tensors import to_carrier, to_torch
 from swift_mega.base.errors import UserError
@@ -38,8 +39,7 @@ def write(folder: Path, rows: int = 4) -> dict[str, torch.Tensor]:
         (KEY, (layer, row, 0), (1, rows, 6)) for layer in range(2) for row in range(0, 4, rows)
     ]
     chunks.append(("decoder.final_layernorm.weight", (0,), (4,)))
-    objects = {key: torch_dist.empty_extra_state() for key in extra_state_keys(SPECS)}
-    target = torch_dist.layout(folder, SPECS, chunks, objects, torch_zip.saved({"iteration": 0}))
+    target = torch_dist.layout(folder, SPECS, chunks, extra_states(SPECS), torch_zip.saved({"iteration": 0}))
     folder.mkdir(exist_ok=True)
     engine.reserve(target)
     for key, stored in target.space.items():
