@@ -19,6 +19,7 @@ import pytest
 from swift_mega.data import indexed
 from swift_mega.methods.output import HEADER
 from tests.support import cli, newcomer
+from tests.support.permissions import permissions_count
 from tests.support.place import Place
 
 Distributed = Callable[..., list[cli.Ended]]
@@ -408,6 +409,41 @@ def test_weights_of_a_damaged_checkpoint(trained: Place, name: str) -> None:
     ended = cli.in_process(["convert", str(root), str(trained.folder / "hf")])
     cli.assert_explained(ended, str(root / "iter_0000002"), "again")
     assert not (trained.folder / "hf").exists()
+
+
+UNREADABLE = ["data.idx", "data.bin", "data.json", "model/config.json", "model/model.safetensors", "out/run.yaml"]
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_of_a_run_that_may_not_be_read(place: Place, two_steps: Place, name: str) -> None:
+    if name.startswith("out"):
+        place.output = shutil.copytree(two_steps.output, place.folder / "out")
+    (place.folder / name).chmod(0)
+    with permissions_count():
+        ended = cli.in_process(place.argv("--dry-run"))
+    cli.assert_explained(ended, "Permission denied", "")
+    assert str(place.folder / name) in ended.err
+
+
+def test_a_checkpoint_that_may_not_be_read(trained: Place) -> None:
+    folder = trained.output / "checkpoints" / "iter_0000002"
+    for file in folder.glob("*.distcp"):
+        file.chmod(0)
+    with permissions_count():
+        ended = cli.in_process(trained.argv("--steps", "3"))
+    cli.assert_explained(ended, f"{folder} cannot be read: Permission denied", "Change its permissions")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.txt", "a.jsonl.gz"])
+def test_a_text_that_may_not_be_read(place: Place, name: str) -> None:
+    texts = place.folder / name
+    texts.write_bytes(b"")
+    texts.chmod(0)
+    with permissions_count():
+        ended = cli.in_process(
+            ["data", "build", str(texts), "--tokenizer", str(place.model), "--output", str(place.folder / "new")]
+        )
+    cli.assert_explained(ended, f"{texts} cannot be read: Permission denied", "Change its permissions")
 
 
 def test_converted_weights_are_nothing_to_resume(place: Place, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 import msgspec
 
 from swift_mega.base.errors import UserError
+from swift_mega.base.reading import read_errors_are_the_users
 
 CHUNK_BYTES = 1 << 19
 """Per piece of work: large against the cost of sending it to another process, small against a progress bar."""
@@ -279,8 +280,10 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     Raises:
         UserError: it cannot be read, or is compressed and damaged or cut short.
     """
+    with read_errors_are_the_users(path):
+        stored = path.open("rb")
     try:
-        with path.open("rb") as stored, _decompressed(path, stored) as content:
+        with stored, _decompressed(path, stored) as content:
             yield stored, content
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"{path} cannot be read to its end: {error}.", "Fetch the file again.") from None
@@ -312,7 +315,7 @@ class _File:
         self.bytes = self.path.stat().st_size
 
     def sha256(self) -> str:
-        with self.path.open("rb") as file:
+        with read_errors_are_the_users(self.path), self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _blocks(self, size: int) -> Iterator[tuple[bytes, int]]:
@@ -384,6 +387,8 @@ class ParquetFile(_File):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        with read_errors_are_the_users(self.path), self.path.open("rb"):
+            pass  # Arrow would call it damaged
         try:
             file = pq.ParquetFile(self.path)
             _check_column(self.name, self.column, file.schema_arrow)

@@ -54,6 +54,11 @@ def is_damage(error: BaseException) -> bool:
     return any(isinstance(cause, UnpicklingError) or UNREADABLE in str(cause) for cause in _causes(error))
 
 
+def refusal(error: BaseException) -> OSError | None:
+    """What the system said when a load failed because a file could not be read; None where that was not the cause."""
+    return next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

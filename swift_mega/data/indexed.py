@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from swift_mega.base.errors import UserError
+from swift_mega.base.reading import read_errors_are_the_users
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
@@ -80,17 +81,24 @@ def read_index(prefix: str | Path) -> Index:
             raise UserError(
                 f"{path} does not exist.", "Give the path without `.bin`; `swift-mega data build` writes both."
             )
-    sequences, boundaries, dtype = _read_header(idx)
-    expected = HEADER.size + 12 * sequences + 8 * boundaries
-    if idx.stat().st_size < expected:
-        raise _truncated(idx, expected, f"{sequences} documents × 12 + {boundaries} boundaries × 8 + {HEADER.size}")
-    shape = (sequences,)
-    lengths = np.memmap(idx, np.int32, "r", HEADER.size, shape) if sequences else np.zeros(0, np.int32)
-    index = Index(str(prefix), dtype, lengths)
-    expected = index.tokens * dtype.itemsize
+    index = _read_idx(prefix, idx)
+    with read_errors_are_the_users(binary), binary.open("rb"):
+        pass  # here, and not when training is about to begin
+    expected = index.tokens * index.dtype.itemsize
     if binary.stat().st_size != expected:
-        raise _truncated(binary, expected, f"{index.tokens} tokens × {dtype.itemsize}, as its .idx says")
+        raise _truncated(binary, expected, f"{index.tokens} tokens × {index.dtype.itemsize}, as its .idx says")
     return index
+
+
+def _read_idx(prefix: str | Path, idx: Path) -> Index:
+    with read_errors_are_the_users(idx):
+        sequences, boundaries, dtype = _read_header(idx)
+        expected = HEADER.size + 12 * sequences + 8 * boundaries
+        if idx.stat().st_size < expected:
+            raise _truncated(idx, expected, f"{sequences} documents × 12 + {boundaries} boundaries × 8 + {HEADER.size}")
+        shape = (sequences,)
+        lengths = np.memmap(idx, np.int32, "r", HEADER.size, shape) if sequences else np.zeros(0, np.int32)
+    return Index(str(prefix), dtype, lengths)
 
 
 def _read_header(idx: Path) -> tuple[int, int, np.dtype[Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from swift_mega.base.errors import UserError
+from swift_mega.base.reading import read_errors_are_the_users
 from swift_mega.data.indexed import Index, read_index
 from swift_mega.data.tokenizer import TokenizerInfo
 
@@ -83,8 +84,10 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     path = manifest_path(prefix)
     if not path.is_file():
         return None
+    with read_errors_are_the_users(path):
+        content = path.read_bytes()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        return msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not a manifest of `swift-mega data build`: {error}.", "Build the data again."

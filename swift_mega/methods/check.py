@@ -13,6 +13,7 @@ from converters.family import family_of
 from converters.stores import safetensors
 from swift_mega.base.errors import UserError
 from swift_mega.base.hub import check_name
+from swift_mega.base.reading import read_errors_are_the_users
 from swift_mega.data import manifest
 from swift_mega.data.blend import parse_split
 from swift_mega.methods.config import PretrainConfig
@@ -128,7 +129,8 @@ def _check_weights(config: PretrainConfig) -> None:
     """Headers and lengths of the safetensors files, where they will be read."""
     from_hf = config.model.weights == "pretrained" and not checkpoint.is_megatron(config.model.path)
     if from_hf and resume_folder(config) is None:
-        safetensors.open_folder(config.model.path)
+        with read_errors_are_the_users(config.model.path):
+            safetensors.open_folder(config.model.path)
 
 
 def describe(config: PretrainConfig, world_size: int, arguments: MegatronArguments | None) -> str:

@@ -31,6 +31,7 @@ from converters import checkpoint as folders
 from converters.stores import torch_dist
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
+from swift_mega.base.reading import read_errors_are_the_users
 from swift_mega.base.writing import DiskFull, disk_full, free_bytes, write_errors_are_the_users
 from swift_mega.compat import saving
 from swift_mega.parallel.agree import on_main
@@ -80,10 +81,14 @@ def read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Raises:
         Damaged: files have their lengths but not their content, as after a power cut.
+        UserError: a file that this process may not read.
     """
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
     except CheckpointException as error:
+        if refusal := saving.refusal(error):
+            with read_errors_are_the_users(folder):
+                raise refusal from None
         if not saving.is_damage(error):
             raise
         raise torch_dist.Damaged(f"{folder} is damaged: not all of its tensors can be read.") from None
