@@ -23,6 +23,8 @@ RELEASE = "release"
 MARKER = "metadata.json"
 """Every iteration folder has it; megatron-core recognises a distributed checkpoint by it."""
 HF = "hf"
+EXPORT = "export.json"
+"""In `hf/`: the form that the Hugging Face folder had, where its family knows several; an export takes it up."""
 UNMAPPED = "unmapped.safetensors"
 """In `hf/`: tensors of the Hugging Face model that Megatron has no place for; an export puts them back."""
 UNFINISHED = ".unfinished"
@@ -146,16 +148,16 @@ def hf_files(folder: str | Path) -> list[Path]:
     )
 
 
-def copy_hf_files(source: str | Path, target: str | Path, side_file: bool = True) -> None:
+def copy_hf_files(source: str | Path, target: str | Path, to_export: bool = False) -> None:
     """Copy everything but the weights from one Hugging Face folder into another, made if need be.
 
-    `side_file` says whether the tensors that Megatron has no place for come along as they are.
+    `to_export` leaves out what only a Megatron checkpoint has in its `hf/`.
     """
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     with write_errors_are_the_users(target):
         for file in hf_files(source):
-            if side_file or file.name != UNMAPPED:
+            if not (to_export and file.name in (UNMAPPED, EXPORT)):
                 shutil.copyfile(file, target / file.name)
 
 

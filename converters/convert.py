@@ -23,6 +23,7 @@ from converters.source import Source, open_source
 from converters.space import Box, Space
 from converters.stores import safetensors, torch_dist, torch_zip
 from converters.stores.extra_state import extra_states
+from converters.stores.files import json_bytes
 from converters.tensors import TensorSpec
 from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import progress, say
@@ -127,7 +128,8 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
 def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
     view = source.view
     assert view is not None, "a Hugging Face source has a view"
-    tensors = {key: _cast_spec(stored.spec, options.dtype) for key, stored in source.space.items()}
+    dtypes = _dtypes(source, options.dtype)
+    tensors = {key: TensorSpec(stored.spec.shape, dtypes[key]) for key, stored in source.space.items()}
     chunks = sorted(
         ((key, offset, shape) for key in tensors for offset, shape in view.chunks(key)),
         key=lambda chunk: view.position(chunk[0], chunk[1]),
@@ -147,6 +149,9 @@ def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
             }
         ),
     )
+    if source.form is not None:
+        form = json_bytes({"form": source.form})
+        target = target.joined(Target({}, {}, [], [(folder / checkpoint.HF / checkpoint.EXPORT, form)]))
     if source.set_aside:
         specs = {name: stored.spec for name, stored in source.set_aside.items()}
         target = target.joined(safetensors.one_file(folder / checkpoint.HF / checkpoint.UNMAPPED, specs))
@@ -178,8 +183,8 @@ def _small(key: str, offset: Box, shape: Box, dtype: str) -> Iterator[tuple[str,
 
 
 def _to_hf(source: Source, folder: Path, options: Options) -> Conversion:
-    dtypes = {key: options.dtype or stored.spec.dtype for key, stored in source.space.items()}
-    weights = hf_tensors(source.family, source.arguments, dtypes)
+    dtypes = _dtypes(source, options.dtype)
+    weights = hf_tensors(source.family, source.arguments, dtypes, source.form)
     tensors = weights | {name: stored.spec for name, stored in source.set_aside.items()}
     target = safetensors.layout(folder, tensors, options.max_shard_bytes)
     places = safetensors.places(target)
@@ -234,7 +239,7 @@ def _carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
 
 
 def _complete(conversion: Conversion, root: Path) -> None:
-    checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files, side_file=False)
+    checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files, to_export=True)
     checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
     engine.finish(conversion.target)
     if conversion.to == "megatron":
@@ -347,5 +352,10 @@ def _loses(stored: str, wanted: str) -> bool:
     return (stored, wanted) not in {("bfloat16", "float32"), ("float16", "float32")} and wanted != "float64"
 
 
-def _cast_spec(spec: TensorSpec, dtype: str | None) -> TensorSpec:
-    return TensorSpec(spec.shape, dtype or spec.dtype)
+def _dtypes(source: Source, dtype: str | None) -> dict[str, str]:
+    """Canonical key → dtype in the target: as stored, or `dtype` where a rule does not forbid it."""
+    rules = source.family.rules_for(source.family.as_stored(source.arguments, source.space), source.form)
+    fixed = {rule.megatron for rule in rules if rule.keeps_dtype}
+    return {
+        key: stored.spec.dtype if dtype is None or key in fixed else dtype for key, stored in source.space.items()
+    }

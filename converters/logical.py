@@ -74,7 +74,7 @@ def open_logical(path: Path) -> Logical:
 
 def _specs(source: Source) -> dict[str, TensorSpec]:
     dtypes = {key: stored.spec.dtype for key, stored in source.space.items()}
-    return hf_tensors(source.family, source.arguments, dtypes)
+    return hf_tensors(source.family, source.arguments, dtypes, source.form)
 
 
 def arrays(model: Logical, desc: str) -> Iterator[tuple[str, np.ndarray]]:

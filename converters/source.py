@@ -16,6 +16,7 @@ from converters.hf import canonical
 from converters.key_forms import canonical_part, canonical_space
 from converters.space import Space, check_tiling
 from converters.stores import safetensors, torch_dist
+from converters.stores.files import read_json
 from converters.view import MegatronView
 from swift_mega.base.errors import UserError
 
@@ -42,6 +43,8 @@ class Source:
     """What is left out, and why; for the user to read."""
     set_aside: Space = field(default_factory=dict)
     """Hugging Face name → where a tensor lies that Megatron has no place for."""
+    form: str | None = None
+    """Which of the forms its family knows the Hugging Face folder has, or had. None: the first, or the only one."""
     view: MegatronView | None = None
     """Of a Hugging Face folder."""
     common: dict[str, Any] | None = None
@@ -72,8 +75,9 @@ def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int, allow_unmapped
         set_aside = {name: stored for name, stored in store.space().items() if name in aside}
         store = store.without(aside)
     view = MegatronView(family, config, store, padded)
+    form = family.form_of(store.tensors, view.arguments)
     notes = view.notes + [f"kept beside the weights, as Megatron has no place for it: `{name}`" for name in set_aside]
-    return Source(path, "hf", config, family, view.arguments, canonical(view), path, notes, set_aside, view=view)
+    return Source(path, "hf", config, family, view.arguments, canonical(view), path, notes, set_aside, form, view=view)
 
 
 def _open_megatron(folder: Path) -> Source:
@@ -115,8 +119,14 @@ def _open_megatron(folder: Path) -> Source:
         folder / checkpoint.HF,
         notes,
         set_aside,
+        _form(folder / checkpoint.HF / checkpoint.EXPORT),
         common=stored.common(),
     )
+
+
+def _form(file: Path) -> str | None:
+    form = read_json(file).get("form") if file.is_file() else None
+    return None if form is None else str(form)
 
 
 def left_out(keys: Iterable[str]) -> list[str]:

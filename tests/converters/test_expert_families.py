@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 
 from converters import checkpoint
-from converters.convert import convert
+from converters.convert import Options, convert
 from converters.family import family_of, padded_vocab_size
 from converters.stores.safetensors import SINGLE, open_folder
 from converters.stores.torch_dist import open_checkpoint
@@ -181,7 +181,7 @@ def test_fused_experts_are_the_same_tensors(tiny_model: TinyModel, tmp_path: Pat
     assert (piece.shape, piece.first) == ((1, 1, 40, 32), (0, 0, 0))
     convert(tmp_path / "fused", tmp_path / "megatron")
     convert(tmp_path / "megatron", tmp_path / "hf")
-    assert_same_model(tiny_model("mixtral"), tmp_path / "hf")
+    assert_same_model(tmp_path / "fused", tmp_path / "hf")
 
 
 def with_mtp(tensors: Tensors) -> Tensors:
@@ -239,3 +239,12 @@ def test_a_repeated_tensor_that_differs(tiny_model: TinyModel, tmp_path: Path) -
 
     with pytest.raises(UserError, match=r"`model.layers.4.shared_head.head.weight` should repeat `lm_head.weight`"):
         view_of(changed(tiny_model("deepseek-v3"), tmp_path / "mtp", differ))
+
+
+def test_a_cast_leaves_the_experts_bias_as_it_is(tiny_model: TinyModel, tmp_path: Path) -> None:
+    convert(tiny_model("deepseek-v3"), tmp_path / "megatron", options=Options(dtype="bfloat16"))
+    convert(tmp_path / "megatron", tmp_path / "hf")
+    dtypes = {name: spec.dtype for name, spec in open_folder(tmp_path / "hf").tensors.items()}
+    biases = {name for name in dtypes if name.endswith("e_score_correction_bias")}
+    assert biases and {dtypes[name] for name in biases} == {"float32"}
+    assert {dtypes[name] for name in dtypes.keys() - biases} == {"bfloat16"}
