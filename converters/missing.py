@@ -10,7 +10,7 @@ from swift_mega.base.errors import UserError
 MISSING: dict[str, str] = {
     "bidirectional attention": "attention to later tokens",
     "query scale": "queries whose size grows with the position (`llama_4_scaling_beta`)",
-    "rope yarn": "a rotary embedding with YaRN in a dense model",
+    "yarn partial": "YaRN for a part of each head, or for pairs of neighbours",
     "rope longrope": "a rotary embedding with a factor of its own for each frequency (longrope)",
     "rope llama3": "Llama 3's rotary scaling with other constants than 1, 4 and 8192",
     "rank of groups": "groups of experts ranked by another number of their best experts than top-k over chosen groups",

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from converters.config_table import NO_WINDOW, Config, MegatronArguments, Yarn
+from converters.config_table import Config, MegatronArguments
+from converters.rope_table import yarn, yarn_entry
+from converters.window_table import NO_WINDOW
 
 
 @dataclass(frozen=True)
@@ -223,39 +225,3 @@ class LatentRope:
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         return {"rope_parameters": {"rope_theta": arguments.rotary_base, **yarn_entry(arguments.yarn)}}
-
-
-def yarn(rope: Config, config: Config) -> dict[str, Any]:
-    """Megatron's YaRN for an entry of type yarn, or what it lacks for it.
-
-    transformers takes `mscale` only together with `mscale_all_dim`.
-    """
-    both = bool(rope.get("mscale") and rope.get("mscale_all_dim"))
-    if rope.get("attention_factor") is not None or (rope.get("mscale_all_dim") and not both):
-        return {"missing": ("yarn factor",)}
-    original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    found = Yarn(
-        factor=rope.get("factor") or config["max_position_embeddings"] / original,
-        original_max_position_embeddings=original,
-        beta_fast=rope.get("beta_fast") or 32.0,
-        beta_slow=rope.get("beta_slow") or 1.0,
-        mscale=rope["mscale"] if both else 1.0,
-        mscale_all_dim=rope["mscale_all_dim"] if both else 0.0,
-        correction_range_round_to_int=rope.get("truncate", True),
-    )
-    return {"yarn": found}
-
-
-def yarn_entry(yarn: Yarn | None) -> Config:
-    """The way back."""
-    if yarn is None:
-        return {"rope_type": "default"}
-    entry = {
-        "rope_type": "yarn",
-        "factor": yarn.factor,
-        "original_max_position_embeddings": yarn.original_max_position_embeddings,
-        "beta_fast": yarn.beta_fast,
-        "beta_slow": yarn.beta_slow,
-        "truncate": yarn.correction_range_round_to_int,
-    }
-    return entry | ({"mscale": yarn.mscale, "mscale_all_dim": yarn.mscale_all_dim} if yarn.mscale_all_dim else {})

@@ -4,7 +4,8 @@ A family's file states what it adds or changes; everything else is here once.
 Dimensions: `query` = heads × head size, `key_value` = key-value heads × head size, `head` = head size.
 """
 
-from converters.config_table import NO_EXPERTS, NO_LATENT, Choice, Fixed, Only, Opposite, Rope, Row, Same
+from converters.config_table import NO_EXPERTS, NO_LATENT, Choice, Fixed, Only, Opposite, Row, Same
+from converters.rope_table import Rope
 from converters.rules import CONCATENATE, INTERLEAVE_GROUPS, INTERLEAVE_ONE, PAD_VOCABULARY, Rule, hf
 
 EMBEDDING = "embedding.word_embeddings.weight"

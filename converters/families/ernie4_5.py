@@ -1,8 +1,9 @@
 """ERNIE 4.5 (dense): heads are rotated by neighbours, and one field gives every linear layer a bias."""
 
-from converters.config_table import Bias, Fixed, HeadSize, KeyValueHeads, Opposite, Rope, Same
+from converters.config_table import Bias, HeadSize, KeyValueHeads, Opposite, Same
 from converters.families._common import CONFIG, DENSE, MLP_BIAS, OUTPUT_BIAS, QKV_BIAS, RECOMPUTABLE, changed
 from converters.family import Family
+from converters.rope_table import Rope
 
 FAMILY = Family(
     name="ernie4_5",
@@ -14,8 +15,7 @@ FAMILY = Family(
         HeadSize(default=128),
         KeyValueHeads(default=2),
         Bias(mlp=True, fields=("use_bias", "use_bias", "use_bias")),
-        Rope(base=500_000.0),
-        Fixed({"rotary_interleaved": True}),
+        Rope(base=500_000.0, neighbours=True),
     ),
     rules=(*DENSE, QKV_BIAS, OUTPUT_BIAS, *MLP_BIAS),
     recomputable=RECOMPUTABLE,

@@ -1,6 +1,6 @@
 """EXAONE 4: norms only on what attention and MLP give back; layers without a window have no rotary embedding."""
 
-from converters.config_table import Fixed, HeadSize, KeyValueHeads, Same, WindowPattern
+from converters.config_table import Fixed, HeadSize, KeyValueHeads, Same
 from converters.families._common import (
     ATTENTION,
     CONFIG,
@@ -12,6 +12,7 @@ from converters.families._common import (
     changed,
 )
 from converters.family import Family
+from converters.window_table import WindowPattern
 
 FAMILY = Family(
     name="exaone4",

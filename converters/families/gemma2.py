@@ -1,6 +1,6 @@
 """Gemma 2: Gemma with norms before and after attention and MLP, soft caps, and a window in every other layer."""
 
-from converters.config_table import Choice, Fixed, KeyValueHeads, Nullable, QueryScalar, WindowPattern
+from converters.config_table import Choice, Fixed, KeyValueHeads, Nullable, QueryScalar
 from converters.families import gemma
 from converters.families._common import (
     ATTENTION,
@@ -16,6 +16,7 @@ from converters.families._common import (
     norm,
 )
 from converters.family import Family
+from converters.window_table import WindowPattern
 
 FAMILY = Family(
     name="gemma2",

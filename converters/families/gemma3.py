@@ -1,9 +1,11 @@
 """Gemma 3 (text): Gemma 2 with norms of query and key heads instead of soft caps, and rotary bases by kind of layer."""
 
-from converters.config_table import Fixed, Nullable, Only, RopeByLayer, WindowPattern
+from converters.config_table import Fixed, Nullable, Only
 from converters.families import gemma2
 from converters.families._common import QK_NORM, RECOMPUTABLE, changed
 from converters.family import Family
+from converters.rope_table import RopeByLayer
+from converters.window_table import WindowPattern
 
 FAMILY = Family(
     name="gemma3_text",

@@ -1,6 +1,6 @@
 """GLM-4-0414: norms before and after attention and MLP, half of each head rotated, by neighbours."""
 
-from converters.config_table import Fixed, HeadSize, KeyValueHeads, Rope, Same
+from converters.config_table import Fixed, HeadSize, KeyValueHeads, Same
 from converters.families._common import (
     ATTENTION,
     ATTENTION_POST_NORM,
@@ -15,6 +15,7 @@ from converters.families._common import (
     norm,
 )
 from converters.family import Family
+from converters.rope_table import Rope
 
 FAMILY = Family(
     name="glm4",
@@ -25,8 +26,8 @@ FAMILY = Family(
         HeadSize(default=128),
         KeyValueHeads(default=2),
         Same("attention_bias", "add_qkv_bias", default=True),
-        Rope(partial=0.5),
-        Fixed({"norm_placement": "both", "rotary_interleaved": True}),
+        Rope(partial=0.5, neighbours=True),
+        Fixed({"norm_placement": "both"}),
     ),
     rules=(
         *EMBEDDINGS,

@@ -1,8 +1,9 @@
 """Ministral: Mistral with a window for some layers."""
 
-from converters.config_table import HeadSize, KeyValueHeads, WindowPattern
+from converters.config_table import HeadSize, KeyValueHeads
 from converters.families._common import CONFIG, DENSE, RECOMPUTABLE
 from converters.family import Family
+from converters.window_table import WindowPattern
 
 FAMILY = Family(
     name="ministral",

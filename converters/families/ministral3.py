@@ -1,8 +1,10 @@
 """Ministral 3 (text): Llama's tensors; queries that grow with the position, which megatron-core has nothing for."""
 
-from converters.config_table import HeadSize, KeyValueHeads, Rope, Same, Window
+from converters.config_table import HeadSize, KeyValueHeads, Same
 from converters.families._common import CONFIG, DENSE, RECOMPUTABLE, changed
 from converters.family import Family
+from converters.rope_table import Rope
+from converters.window_table import Window
 
 FAMILY = Family(
     name="ministral3",

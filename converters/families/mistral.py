@@ -1,8 +1,9 @@
 """Mistral 7B and its kin: Llama's tensors, one sliding window for all layers."""
 
-from converters.config_table import NO_BIAS, Fixed, HeadSize, KeyValueHeads, Window
+from converters.config_table import NO_BIAS, Fixed, HeadSize, KeyValueHeads
 from converters.families._common import CONFIG, DENSE, RECOMPUTABLE
 from converters.family import Family
+from converters.window_table import Window
 
 FAMILY = Family(
     name="mistral",

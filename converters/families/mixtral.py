@@ -1,10 +1,12 @@
 """Mixtral: Mistral's attention, experts in every layer, their weights normalised."""
 
-from converters.config_table import HeadSize, KeyValueHeads, Rope, Same, Window
+from converters.config_table import HeadSize, KeyValueHeads, Same
 from converters.families._common import ATTENTION, ATTENTION_NORM, EMBEDDINGS, RECOMPUTABLE, SHARED, changed, norm
 from converters.families._moe import MOE_NORM, experts, router
 from converters.family import Family
 from converters.moe_table import Normalised
+from converters.rope_table import Rope
+from converters.window_table import Window
 
 _MOE = "model.layers.{layer}.block_sparse_moe."
 

@@ -1,6 +1,6 @@
 """Nemotron and Minitron: LayerNorm with its weight stored minus one, an MLP of squared ReLU without a gate."""
 
-from converters.config_table import Bias, Choice, Fixed, HeadSize, KeyValueHeads, Rope, Same
+from converters.config_table import Bias, Choice, Fixed, HeadSize, KeyValueHeads, Same
 from converters.families._common import (
     ATTENTION,
     CONFIG,
@@ -15,6 +15,7 @@ from converters.families._common import (
     changed,
 )
 from converters.family import Family
+from converters.rope_table import Rope
 
 FAMILY = Family(
     name="nemotron",

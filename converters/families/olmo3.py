@@ -1,9 +1,10 @@
 """OLMo 3: OLMo 2 with a window for three layers of four, which keep the rotary embedding unscaled."""
 
-from converters.config_table import RopeByLayer, WindowPattern
 from converters.families import olmo2
 from converters.families._common import RECOMPUTABLE, changed
 from converters.family import Family
+from converters.rope_table import RopeByLayer
+from converters.window_table import WindowPattern
 
 FAMILY = Family(
     name="olmo3",

@@ -1,6 +1,6 @@
 """Phi-3 and Phi-4-mini: q, k and v in one tensor, gate and up in another, only a part of each head rotated."""
 
-from converters.config_table import HeadSize, KeyValueHeads, Rope, Same, Window
+from converters.config_table import HeadSize, KeyValueHeads, Same
 from converters.families._common import (
     CONFIG,
     EMBEDDINGS,
@@ -12,6 +12,8 @@ from converters.families._common import (
     changed,
 )
 from converters.family import Family
+from converters.rope_table import Rope
+from converters.window_table import Window
 
 FAMILY = Family(
     name="phi3",

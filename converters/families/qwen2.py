@@ -1,8 +1,9 @@
 """Qwen2 and Qwen2.5: bias on q, k and v but not on o, a sliding window for some layers."""
 
-from converters.config_table import NO_BIAS, Fixed, HeadSize, KeyValueHeads, WindowByLayer
+from converters.config_table import NO_BIAS, Fixed, HeadSize, KeyValueHeads
 from converters.families._common import CONFIG, DENSE, QKV_BIAS, RECOMPUTABLE
 from converters.family import Family
+from converters.window_table import WindowByLayer
 
 FAMILY = Family(
     name="qwen2",

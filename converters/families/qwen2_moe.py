@@ -1,11 +1,12 @@
 """Qwen1.5-MoE and Qwen2-MoE: bias on q, k and v, a shared expert with a gate; some layers may be dense."""
 
-from converters.config_table import Fixed, HeadSize, KeyValueHeads, Same, WindowByLayer
+from converters.config_table import Fixed, HeadSize, KeyValueHeads, Same
 from converters.families._common import ATTENTION, ATTENTION_NORM, EMBEDDINGS, QKV_BIAS, RECOMPUTABLE, SHARED, norm
 from converters.families._moe import DENSE_LAYERS, MOE_NORM, experts, router, shared_experts
 from converters.family import Family
 from converters.moe_table import LayersBySteps, Normalised, Spelled
 from converters.rules import Rule, hf
+from converters.window_table import WindowByLayer
 
 _GATE = Rule(
     "decoder.layers.mlp.shared_experts.gate_weight",

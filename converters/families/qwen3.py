@@ -1,8 +1,9 @@
 """Qwen3 (dense): a norm on each query and key head, an explicit head size, optional attention bias."""
 
-from converters.config_table import Bias, Fixed, HeadSize, KeyValueHeads, WindowByLayer
+from converters.config_table import Bias, Fixed, HeadSize, KeyValueHeads
 from converters.families._common import CONFIG, DENSE, OUTPUT_BIAS, QK_NORM, QKV_BIAS, RECOMPUTABLE
 from converters.family import Family
+from converters.window_table import WindowByLayer
 
 FAMILY = Family(
     name="qwen3",

@@ -8,6 +8,7 @@ d head size.
 """
 
 import contextlib
+import copy
 import functools
 from typing import Any, ClassVar
 
@@ -150,10 +151,15 @@ class SelfAttentionWithLocalRotary(SelfAttention):  # type: ignore[misc]
 
     local_base: ClassVar[float]
 
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+    def __init__(self, *, config: TransformerConfig, layer_number: int, **kwargs: Any) -> None:
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        if windowed and hasattr(config, "yarn_rotary_scaling_factor"):
+            # It also scales queries and keys, in every layer whose config has it.
+            config = copy.copy(config)
+            del config.yarn_rotary_scaling_factor
+        super().__init__(config=config, layer_number=layer_number, **kwargs)
         self.local_rotary: RotaryEmbedding | None = None
-        if is_layer_window_attention(config.window_size, config.window_attn_skip_freq, self.layer_number):
+        if windowed:
             self.local_rotary = RotaryEmbedding(
                 kv_channels=config.kv_channels,
                 rotary_percent=1.0,

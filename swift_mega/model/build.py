@@ -1,5 +1,6 @@
 """A megatron GPT model from a Hugging Face config and the options of the run."""
 
+import dataclasses
 import functools
 from typing import Any, Literal, Protocol
 
@@ -98,7 +99,7 @@ def _build_chunk(
         fp16_lm_cross_entropy=False,
         parallel_output=True,
         share_embeddings_and_output_weights=not arguments.untie_embeddings_and_output_weights,
-        position_embedding_type=arguments.position_embedding_type,
+        position_embedding_type="yarn" if _scales_by_yarn(arguments) else "rope",
         rotary_percent=arguments.rotary_percent,
         rotary_base=arguments.rotary_base,
         rope_scaling=arguments.use_rope_scaling,
@@ -146,7 +147,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """megatron's config. `finalize_model_grads_func` and what else belongs to a training step is the loop's to set."""
     config_class = TransformerConfig if arguments.kv_lora_rank is None else MLATransformerConfig
-    return config_class(
+    config = config_class(
         **_architecture(arguments),
         **_experts(arguments, model),
         **_latent_attention(arguments),
@@ -156,6 +157,16 @@ def transformer_config(
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
     )
+    if arguments.yarn is not None and _scales_by_yarn(arguments):
+        # megatron's GPTModel looks for them there, although its config has no such fields.
+        for name, value in dataclasses.asdict(arguments.yarn).items():
+            setattr(config, "yarn_rotary_scaling_factor" if name == "factor" else f"yarn_{name}", value)
+    return config
+
+
+def _scales_by_yarn(arguments: MegatronArguments) -> bool:
+    """Whether the model's one rotary embedding is scaled by YaRN; in latent attention every layer has its own."""
+    return arguments.yarn is not None and arguments.kv_lora_rank is None
 
 
 def _architecture(arguments: MegatronArguments) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import transformers
 
-from converters.config_table import MegatronArguments
+from converters.config_table import MegatronArguments, Yarn
 from converters.family import family_of, padded_vocab_size, registry
 from converters.missing import MISSING
 from swift_mega.base.errors import UserError
@@ -95,6 +96,13 @@ def test_rope_scaling_in_every_spelling() -> None:
         assert (found.use_rope_scaling, found.rope_scaling_factor, found.rotary_base) == (True, 32.0, 500000.0)
     dynamic = arguments(llama(rope_scaling={"type": "dynamic", "factor": 2.0}))
     assert (dynamic.missing, dynamic.dynamic_rope_factor, dynamic.rotary_base) == ((), 2.0, 10000.0)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 16.0}
+    for config in (llama(rope_parameters=yarn), llama(rope_scaling=yarn | {"attention_factor": 0.1 * math.log(4) + 1})):
+        scaled = arguments(config)
+        assert (scaled.missing, scaled.yarn) == (
+            (),
+            Yarn(factor=4.0, original_max_position_embeddings=16, beta_fast=16.0),
+        )
     linear = arguments(llama(rope_scaling={"type": "linear", "factor": 4.0}))
     assert (linear.use_rope_scaling, linear.seq_len_interpolation_factor) == (False, 4.0)
 
@@ -139,7 +147,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 FOREIGN: dict[str, dict[str, Any]] = {
-    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}},
     "longrope": {"rope_parameters": {"rope_type": "longrope"}},
     "low": {"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 2.0}},
     "high": {"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 8.0}},

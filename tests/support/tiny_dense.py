@@ -131,6 +131,23 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "olmo3-yarn": (
+        "olmo3",
+        {
+            "vocab_size": 101,
+            "sliding_window": 9,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 8,
+                    "attention_factor": 1.2079441541679836,
+                    "rope_theta": 500_000.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500_000.0},
+            },
+        },
+    ),
     "olmo3-full": (
         "olmo3",
         {"vocab_size": 99, "num_key_value_heads": 4, "layer_types": ["full_attention"] * 4},
@@ -161,6 +178,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ernie4_5": ("ernie4_5", {"vocab_size": 101, "head_dim": 16, "tie_word_embeddings": True}),
     "ernie4_5-bias": ("ernie4_5", {"vocab_size": 130, "num_key_value_heads": 1, "head_dim": 8, "use_bias": True}),
+    "qwen3-yarn": (
+        "qwen3",
+        {
+            "vocab_size": 101,
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "truncate": False,
+            },
+        },
+    ),
     "internlm2": ("internlm2", {"vocab_size": 101, "rope_theta": 50_000.0}),
     "internlm2-bias": (
         "internlm2",
