@@ -3,8 +3,8 @@
     python -m examples.demo
 
 Hugging Face model → Megatron checkpoint → 12 steps on three processes (tensor and sequence parallel) →
-12 more steps of the same run on two processes (pipeline parallel) → Hugging Face model, in 6 minutes on
-two CPU cores. Every step is a command that you can type yourself, and is printed before it runs. What is
+12 more steps of the same run on two processes (pipeline parallel) → Hugging Face model, all on two CPU
+cores. Every step is a command that you can type yourself, and is printed before it runs. What is
 done already is not done again: stop with Ctrl-C whenever you like, and the same command goes on.
 """
 
@@ -93,7 +93,7 @@ def steps(demo: Demo) -> list[Step]:
     checkpoints = run / "checkpoints"
     trained = steps_done(checkpoints)
     # Fewer than all of them when the first start was interrupted.
-    first_steps = demo.first_steps - trained * (trained < demo.first_steps)
+    first_steps = demo.first_steps - trained if trained < demo.first_steps else demo.first_steps
 
     return [
         Step(

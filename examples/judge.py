@@ -34,7 +34,7 @@ def main() -> None:
     config = configs.build(PretrainConfig, configs.read_yaml(args.run_yaml), str(args.run_yaml))
     result = judge(args.model, config, args.prompt)
     say(f"held-out loss {result['loss']:.4f} over {result['tokens']:,} tokens")
-    say(f"{args.prompt} …{result['continuation']!r}")
+    say(f"{args.prompt} … {' '.join(result['continuation'].split())}")
     partial = args.result.with_name(args.result.name + ".partial")
     partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(args.result)

@@ -61,6 +61,12 @@ def test_the_commands_work(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "3 runs/qwen3-books/checkpoints/iter_0000003" in done.stdout
 
+    yaml = (tmp_path / "run.yaml").read_text(encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(yaml.replace("lr: 1.0e-5", "lr: much"), encoding="utf-8")
+    script = [sys.executable, "train.py"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 2, done.stderr
+
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models" / "qwen3-books")

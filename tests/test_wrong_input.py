@@ -221,9 +221,9 @@ EARLY: dict[str, tuple[Spoil, list[str], str, str]] = {
         "out/run.yaml is not a record of a run, and would be written over",
         "give that file another name",
     ),
-    "wrong type": (nothing, ["--steps", "many"], "Expected `int`, got `str`", "--help"),
+    "wrong type": (nothing, ["--steps", "many"], "`--train.steps` is 'many'", "a whole number"),
     "misspelt option": (nothing, ["--optimizer.lrr", "1"], "no option `--optimizer.lrr`", "`--optimizer.lr`"),
-    "misspelt choice": (nothing, ["--precision", "fp23"], "Invalid enum value 'fp23'", "--help"),
+    "misspelt choice": (nothing, ["--precision", "fp23"], "`--model.precision` is 'fp23'", "auto, fp32, bf16"),
 }
 """Known before a process is started: spoiled how, further options, cause, way out."""
 
@@ -248,7 +248,7 @@ BAD_YAML: dict[str, tuple[str | bytes, str, str]] = {
     "misspelt section": ("trian: {steps: 1}", "there is no option `trian`", "did you mean `train`?"),
     "misspelt name": ("train: {step: 1}", "there is no option `train.step`", "did you mean `train.steps`?"),
     "section is no section": ("train: 5", "`train` must hold `name: value` pairs, got 5", "--help"),
-    "wrong type": ("train: {steps: [1]}", "Expected `int`, got `array` - at `train.steps`", "--help"),
+    "wrong type": ("train: {steps: [1]}", "run.yaml: `train.steps` is [1]", "a whole number"),
 }
 
 

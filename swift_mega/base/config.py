@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import functools
 import itertools
+import re
 import sys
 import types
 import typing
@@ -66,8 +67,15 @@ def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
             yield Leaf(prefix + field.name, hint, default, field_docs(cls).get(field.name, ""))
 
 
-def build(cls: type[T], values: dict[str, Any], origin: str = "configuration") -> T:
-    """`values` (nested, as YAML gives it) as a checked `cls`; a wrong name or type is a UserError."""
+def build(
+    cls: type[T], values: dict[str, Any], origin: str = "configuration", options: dict[str, Any] | None = None
+) -> T:
+    """`values` (nested, as YAML gives it) as a checked `cls`; a wrong name or type is a UserError.
+
+    Args:
+        origin: where the values are from, for messages.
+        options: those among the values that are from the command line instead.
+    """
     import msgspec
 
     _check_names(cls, values, "", origin)
@@ -75,8 +83,39 @@ def build(cls: type[T], values: dict[str, Any], origin: str = "configuration") -
     try:
         return msgspec.convert(values, cls, strict=False)
     except msgspec.ValidationError as error:
-        message = str(error).replace("`$.", "`")
-        raise UserError(f"{origin}: {message}", "`--help` lists every option with its type and default.") from None
+        raise _wrong_value(cls, values, origin, options or {}, str(error)) from None
+
+
+def _wrong_value(cls: type, values: dict[str, Any], origin: str, options: dict[str, Any], message: str) -> UserError:
+    """What msgspec says, in the words of the one who wrote the value."""
+    found = re.search(r"at `\$\.([\w.]+)", message)
+    leaf = next((leaf for leaf in leaves(cls) if found and leaf.path == found[1]), None)
+    if leaf is None:
+        return UserError(f"{origin}: {message}", "`--help` lists every option with its type and default.")
+    typed = _value_at(options, leaf.path) is not None
+    name = f"`--{leaf.path}`" if typed else f"{origin}: `{leaf.path}`"
+    return UserError(f"{name} is {_value_at(values, leaf.path)!r}.", f"{_allowed(leaf.type)} (`--help` says more)")
+
+
+def _value_at(values: dict[str, Any], path: str) -> Any:
+    """The value in nested ones, None where there is none."""
+    for name in path.split("."):
+        values = values.get(name) if isinstance(values, dict) else None  # type: ignore[assignment]
+    return values
+
+
+def _allowed(hint: Any) -> str:
+    """What an option may be, as a sentence."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    kinds = args if origin in (typing.Union, types.UnionType) else (hint,)
+    choices = [
+        choice for kind in kinds for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal
+    ]
+    null = ["null"] if type(None) in kinds else []
+    if choices:
+        return f"Possible: {', '.join(map(str, choices + null))}."
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return f"It must be {' or '.join([words.get(kind, 'a list') for kind in kinds if kind is not type(None)] + null)}."
 
 
 def _check_names(cls: type, values: Any, prefix: str, origin: str) -> None:

@@ -5,14 +5,19 @@ Every mistake becomes a `UserError`; nothing here exits the process except `--he
 
 import argparse
 import difflib
+import itertools
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from swift_mega.base.errors import UserError
 
 MAX_HELP_WIDTH = 118
+
+SWITCH_VALUES = ("true", "false", "1", "0", "null", "none")
+"""What msgspec takes for a bool, and what stands for null."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -38,10 +43,19 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's, but a misspelt option is answered with the nearest one."""
-        namespace, unknown = self.parse_known_args(args, namespace)
+        namespace, unknown = self.parse_known_args(self._switched_on(args), namespace)
         if unknown:
             self._refuse(unknown[0].partition("=")[0])
         return namespace
+
+    def _switched_on(self, args: Sequence[str] | None) -> list[str]:
+        """A switch takes the word behind it only if that is a value of a switch: `--on run.yaml` is `--on=true`."""
+        words = list(sys.argv[1:] if args is None else args)
+        switches = {flag for action in self._actions if action.const == "true" for flag in action.option_strings}
+        return [
+            f"{word}=true" if word in switches and following.lower() not in SWITCH_VALUES else word
+            for word, following in itertools.zip_longest(words, words[1:], fillvalue="")
+        ]
 
     def error(self, message: str) -> NoReturn:
         """A mistake that argparse found, as a `UserError`."""

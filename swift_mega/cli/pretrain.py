@@ -34,10 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check what can be checked without torch, then train: here, or in `args.nproc` processes started here."""
-    values = configs.merge(
-        configs.read_yaml(args.config) if args.config else {}, configs.overrides(args, PretrainConfig)
-    )
-    config = configs.build(PretrainConfig, values, args.config or "command line")
+    options = configs.overrides(args, PretrainConfig)
+    values = configs.merge(configs.read_yaml(args.config) if args.config else {}, options)
+    config = configs.build(PretrainConfig, values, args.config or "command line", options)
     launched = launched_world_size()
     world_size = launched or args.nproc
     if args.nproc not in (1, world_size):

@@ -24,7 +24,7 @@ class TrainConfig:
     """Save and stop after this many steps of this start; the schedule still spans `steps`."""
 
     eval_interval_steps: int | None = None
-    """Steps between evaluations. null: only at the end."""
+    """Steps between evaluations. null: only before the first step of the run and after the last of each start."""
 
     eval_batches: int = 10
     """Global batches per evaluation, always the same ones."""

@@ -91,8 +91,10 @@ def test_an_option_wins_over_the_file() -> None:
     [
         ({"path": "p", "iner": {}}, "there is no option `iner`.", "did you mean `inner`?"),
         ({"path": "p", "inner": {"rat": 1}}, "there is no option `inner.rat`.", "did you mean `inner.rate`?"),
-        ({"path": "p", "inner": {"size": "big"}}, "Expected `int | null`, got `str` - at `inner.size`", "--help"),
-        ({"path": "p", "inner": {"kind": "c"}}, "Invalid enum value 'c' - at `inner.kind`", "--help"),
+        ({"path": "p", "inner": {"size": "big"}}, "`inner.size` is 'big'.", "It must be a whole number or null. ("),
+        ({"path": "p", "inner": {"kind": "c"}}, "`inner.kind` is 'c'.", "Possible: a, b. ("),
+        ({"path": "p", "inner": {"names": 5}}, "`inner.names` is 5.", "It must be a list. ("),
+        ({"path": "p", "inner": {"names": [5]}}, "`inner.names` is [5].", "It must be a list. ("),
         ({"path": "p", "inner": None}, "`inner` must hold `name: value` pairs, got None.", ""),
         ({"inner": {}}, "`path` is missing.", "`--path`"),
     ],
@@ -102,6 +104,13 @@ def test_a_wrong_value_is_named_with_its_place(values: dict[str, Any], what: str
         configs.build(Lone, values, "run.yaml")
     assert caught.value.what.startswith("run.yaml: ") and what in caught.value.what
     assert fix in caught.value.fix
+
+
+def test_a_wrong_option_is_not_blamed_on_the_file() -> None:
+    options = {"inner": {"on": "maybe"}}
+    with pytest.raises(UserError) as caught:
+        configs.build(Lone, configs.merge({"path": "p", "inner": {"rate": 1}}, options), "run.yaml", options)
+    assert str(caught.value).startswith("`--inner.on` is 'maybe'.\n  → It must be true or false. (")
 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:

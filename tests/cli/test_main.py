@@ -84,6 +84,15 @@ def test_pretrain_help_lists_every_option_of_a_run() -> None:
     assert usage.count("\n") == 0 and len(usage) < 100
 
 
+def test_a_switch_leaves_the_file_behind_it_alone() -> None:
+    parser = parser_of("pretrain")
+    for words in (["--sequence-parallel", "run.yaml"], ["run.yaml", "--sequence-parallel"]):
+        args = parser.parse_args(words)
+        assert args.config == "run.yaml" and getattr(args, "parallel.sequence_parallel") == "true"
+    args = parser.parse_args(["--sequence-parallel", "False", "run.yaml"])
+    assert args.config == "run.yaml" and getattr(args, "parallel.sequence_parallel") == "False"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("swift-mega ")
@@ -104,7 +113,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "--model.precision"], "expected one argument", "--help"),
         (["pretrain", "nothing.yaml"], "cannot read nothing.yaml: No such file or directory.", "YAML file"),
         (["pretrain", "--output", "x"], "`model.path` is missing.", "--model.path"),
-        (["pretrain", "--output", "x", "--model.path", "x", "--steps", "many"], "Expected `int`", "--help"),
+        (["pretrain", "--output", "x", "--model.path", "x", "--steps", "many"], "`--train.steps` is 'many'", "--help"),
         (["data", "biuld"], "invalid choice: 'biuld'", "did you mean `build`?"),
     ],
 )
