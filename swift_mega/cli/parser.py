@@ -16,6 +16,9 @@ from swift_mega.base.errors import UserError
 
 MAX_HELP_WIDTH = 118
 
+MOST_NAMED = 3
+"""Options; more of them would be no hint."""
+
 SWITCH_VALUES = ("true", "false", "1", "0", "null", "none")
 """What msgspec takes for a bool, and what stands for null."""
 
@@ -65,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, word: str) -> NoReturn:
         kind = "option" if word.startswith("-") else "argument"
-        hint = _closest(word, _options(self)) if kind == "option" else ""
+        hint = _closest(word, _options(self)) or _described(word, self) if kind == "option" else ""
         raise UserError(f"{self.prog} has no {kind} `{word}`.", hint or f"`{self.prog} --help` lists them all.")
 
 
@@ -76,6 +79,14 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in action.choices.values():
                 yield from _options(subparser)
+
+
+def _described(word: str, parser: argparse.ArgumentParser) -> str:
+    """The options that speak of a word in their help: `--learning-rate` is `--optimizer.lr`."""
+    phrase = " ".join(re.findall(r"[a-z0-9]+", word.lower()))
+    found = [action.option_strings[0] for action in parser._actions if phrase in (action.help or "").lower()]
+    named = " or ".join(f"`{option}`" for option in found[:MOST_NAMED])
+    return f"is it {named}?" if 0 < len(found) <= MOST_NAMED else ""
 
 
 def _closest(word: str, known: Sequence[str] | Iterator[str]) -> str:

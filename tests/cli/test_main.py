@@ -108,6 +108,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             "has no option",
             "did you mean `--tensor-model-parallel-size`?",
         ),
+        (["pretrain", "--learning-rate", "1e-4"], "has no option `--learning-rate`.", "is it `--optimizer.lr`"),
         (["pretrain", "run.yaml", "again.yaml"], "has no argument `again.yaml`.", "--help"),
         (["pretrain", "--nproc", "0"], "'0' is not a number of processes", "--help"),
         (["pretrain", "--model.precision"], "expected one argument", "--help"),
