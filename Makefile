@@ -29,6 +29,8 @@ bench: $(STAMP)  ## the benchmarks, each one ratio; on an otherwise idle machine
 	$(RUN) tests/bench/help_cost.py
 	for layout in TP1 TP2+SP PP2; do $(RUN) tests/bench/step.py $$layout || exit 1; done
 	$(RUN) tests/bench/hf_trainer.py
+	$(RUN) tests/bench/convert.py
+	$(RUN) tests/bench/convert.py --folder /dev/shm
 	$(RUN) -m examples.smollm2 demo/smollm2
 	$(RUN) -m tests.bench.data_build --tokenizer demo/smollm2
 
