@@ -73,8 +73,9 @@ def _weight_gradient_fits() -> bool:
     layers = importlib.import_module(LINEAR)
     x, weight = torch.ones(3, 1, 2, requires_grad=True), torch.nn.Parameter(torch.eye(2))
     weight.main_grad = torch.ones(2, 2)  # type: ignore[attr-defined]
-    backward = layers.LinearWithGradAccumulationAndAsyncCommunication
-    backward.apply(x, weight, None, True, False, False, None, None, None).sum().backward()
+    layers.linear_with_grad_accumulation_and_async_allreduce(
+        x, weight, None, gradient_accumulation_fusion=True, allreduce_dgrad=False, sequence_parallel=False
+    ).sum().backward()
     added: Tensor = weight.main_grad  # type: ignore[attr-defined]
     handed_on = x.grad is not None and torch.equal(x.grad, torch.ones_like(x))
     return weight.grad is None and handed_on and torch.equal(added, torch.full((2, 2), 4.0))
@@ -115,7 +116,7 @@ WITHOUT_CUDA = (
         why="without apex every weight's gradient is written to fresh memory, and then added in a second pass",
         names=(
             f"{LINEAR}._grad_accum_fusion_available",
-            f"{LINEAR}.LinearWithGradAccumulationAndAsyncCommunication",
+            f"{LINEAR}.linear_with_grad_accumulation_and_async_allreduce",
         ),
         apply=_define_weight_gradient,
         probe=_weight_gradient_fits,

@@ -31,7 +31,7 @@ CHANGED = {
     "token splits of the all-to-all dispatcher": f"{DISPATCHER}.maybe_move_tensor_to_cpu",
     "Adam": "megatron.core.optimizer._get_megatron_optimizer_based_on_param_groups",
     "collectives of one rank": "megatron.core.distributed.param_and_grad_buffer.shard_buffer",
-    "accumulation of weight gradients": f"{LINEAR}.LinearWithGradAccumulationAndAsyncCommunication",
+    "accumulation of weight gradients": f"{LINEAR}.linear_with_grad_accumulation_and_async_allreduce",
     "scaling of clipped gradients": "megatron.core.optimizer.clip_grads.clip_grad_by_total_norm_fp32",
     "results of checkpoint writers": "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
     "processes of checkpoint writers": "swift_mega.compat.saving._Opened",
