@@ -3,25 +3,65 @@
 python -m tests.support.readme_tables      # write them into README.md
 """
 
+import importlib
+import pkgutil
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from converters.family import registry
-from tests.model.test_parity import LAYOUTS
-from tests.support.tiny import TINY
+from converters import families as files
+from converters.family import Family
+from converters.missing import MISSING
+from tests.model import test_expert_families, test_parity
+from tests.support import tiny, tiny_dense, tiny_moe
 
 README = Path(__file__).parents[2] / "README.md"
 
+SUITES: tuple[tuple[dict[str, tuple[str, dict[str, Any]]], Collection[str]], ...] = (
+    (tiny.TINY, test_parity.LAYOUTS),
+    (tiny_dense.MODELS, test_parity.LAYOUTS),
+    (tiny_moe.MODELS, test_expert_families.LAYOUTS),
+)
+"""Tiny models, and the layouts on which their logits and gradients are held against those of transformers."""
+
 
 def families() -> str:
-    """Families × layouts: a check mark where tests/model/test_parity.py has the case."""
-    layouts = [name.replace("x", "×") for name in LAYOUTS]
-    rows = ["| family | architecture | " + " | ".join(layouts) + " |", "|---|---|" + ":-:|" * len(layouts)]
-    for architecture, family in registry().items():
-        tested = any(model_type == family.name for model_type, _ in TINY.values())
-        marks = " | ".join(["✓" if tested else "–"] * len(layouts))
-        rows.append(f"| {family.name} | `{architecture}` | {marks} |")
+    """Families × layouts: a check mark where a test has the case; what megatron-core lacks where it cannot."""
+    layouts = list(dict.fromkeys(layout for _, tested in SUITES for layout in tested))
+    rows = [
+        "| models | `model_type` | converts | trains | "
+        + " | ".join(name.replace("x", "×") for name in layouts)
+        + " |",
+        "|---|---|---|---|" + ":-:|" * len(layouts),
+    ]
+    for name in sorted(module.name for module in pkgutil.iter_modules(files.__path__)):
+        if not name.startswith("_"):
+            file = importlib.import_module(f"{files.__name__}.{name}")
+            tested = _tested(file.FAMILY)
+            marks = " | ".join("✓" if layout in tested else "–" for layout in layouts)
+            models = (file.__doc__ or "").split(":")[0].strip().rstrip(".")
+            rows.append(f"| {models} | `{file.FAMILY.name}` | both ways | {_trains(file.FAMILY)} | {marks} |")
     return "\n".join(rows)
+
+
+def _tested(family: Family) -> set[str]:
+    """The layouts on which a model of the family is compared with transformers."""
+    return {layout for models, layouts in SUITES if _of(family, models) for layout in layouts}
+
+
+def _of(family: Family, models: dict[str, tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The config.json of each of the family's tiny models."""
+    own = [changes for model_type, changes in models.values() if model_type == family.name]
+    return [{**tiny.COMMON, **changes, "architectures": [family.architectures[0]]} for changes in own]
+
+
+def _trains(family: Family) -> str:
+    converted_only = _of(family, tiny_dense.CONVERTED_ONLY)
+    lacks = "; ".join(MISSING[name] for config in converted_only for name in family.megatron_arguments(config).missing)
+    if not lacks:
+        return "yes"
+    return f"yes, but not with {lacks}" if _tested(family) else f"no: megatron-core has no {lacks}"
 
 
 def filled(text: str) -> str:
