@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 LOG_INTERVAL_S = 10.0
+SCALES = "kMGTPEZY"
 """Seconds between two progress lines where there is no terminal."""
 
 
@@ -27,11 +28,13 @@ class Progress(Protocol):
     def update(self, n: float = 1) -> object:
         """`n` more units are done."""
 
-    def set_postfix_str(self, s: str) -> object:
-        """Show `s` behind the numbers, e.g. how many tokens that is."""
-
     def set_status(self, s: str) -> None:
-        """Show `s` with the bar, on a line of its own: for what would leave no room for the bar."""
+        """Show `s` with the bar, on a line of its own: beside the numbers it would leave no room for the bar."""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `2 steps`, `1,000 steps`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def is_main() -> bool:
@@ -84,7 +87,6 @@ class _Bar:
         self.bar = bar
         self.status: tqdm[NoReturn] | None = None
         self.update = bar.update
-        self.set_postfix_str = bar.set_postfix_str
 
     def set_status(self, s: str) -> None:
         if self.status is None:
@@ -103,7 +105,7 @@ class _PlainProgress:
     def __init__(self, total: float | None, desc: str, unit: str, unit_scale: bool, initial: float) -> None:
         self.total, self.desc, self.unit, self.unit_scale = total, desc, unit, unit_scale
         self.done = self.initial = initial
-        self.postfix = ""
+        self.status = ""
         self.started_s = self.printed_s = time.monotonic()
 
     def update(self, n: float = 1) -> None:
@@ -111,11 +113,8 @@ class _PlainProgress:
         if time.monotonic() - self.printed_s >= LOG_INTERVAL_S:
             self._print(self._rate_and_eta())
 
-    def set_postfix_str(self, s: str) -> None:
-        self.postfix = s
-
     def set_status(self, s: str) -> None:
-        self.postfix = s
+        self.status = s
 
     def finish(self) -> None:
         ended = "stopped after" if self.total is not None and self.done < self.total else "done in"
@@ -127,22 +126,25 @@ class _PlainProgress:
     def _rate_and_eta(self) -> str:
         per_s = (self.done - self.initial) / max(self._elapsed_s(), 1e-9)
         # Below one unit a second the time of one unit says more than a rate of 0.04.
-        rate = f"{1 / per_s:.1f} s/{self.unit}" if 0 < per_s < 1 else f"{self._count(per_s)}{self.unit}/s"
+        rate = f"{1 / per_s:.1f} s/{self.unit}" if 0 < per_s < 1 else f"{self._amount(per_s)}/s"
         if self.total is None or per_s == 0:
             return rate
         return f"{rate}, {_duration((self.total - self.done) / per_s)} left"
 
     def _print(self, tail: str) -> None:
         self.printed_s = time.monotonic()
-        count = self._count(self.done)
+        done = self._amount(self.done)
         if self.total is not None:
             share = 100 * self.done / self.total if self.total else 100.0
-            count = f"{share:.0f}% {count}/{self._count(self.total)}"
-        parts = [
-            f"{self.desc}: {count} {self.unit}" if not self.unit_scale else f"{self.desc}: {count}{self.unit}",
-            tail,
-        ]
-        print(", ".join(parts + [self.postfix] * bool(self.postfix)), file=sys.stderr, flush=True)
+            done = f"{share:.0f}% {self._count(self.done)}/{self._amount(self.total)}"
+        parts = [f"{self.desc}: {done}", tail, self.status]
+        print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+    def _amount(self, value: float) -> str:
+        """With the unit: `3 step`, or `1.05 MB` with `unit_scale`."""
+        count = self._count(value)
+        number = count.rstrip(SCALES)
+        return f"{number} {count.removeprefix(number)}{self.unit}"
 
     def _count(self, value: float) -> str:
         from tqdm import tqdm

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from swift_mega.base.console import counted
 from swift_mega.base.errors import UserError
 from swift_mega.base.reading import read_errors_are_the_users
 
@@ -76,7 +77,9 @@ class BadRows:
     def __str__(self) -> str:
         counts = [f"  {count:>8}  {reason}" for reason, count in self.reasons.most_common()]
         places = [f"  {row.where}: {row.reason}" for row in self.first]
-        head = f"{self.reasons.total()} bad rows:"
+        if len(places) == self.reasons.total() == 1:
+            return f"1 bad row: {places[0].strip()}"
+        head = f"{counted(self.reasons.total(), 'bad row')}:"
         return "\n".join([head, *counts, f"the first {len(places)}:", *places])
 
     def judge(self, policy: OnBadRow) -> None:
@@ -167,12 +170,24 @@ def _slow_json_text(row: str, key: str) -> str:
     if not isinstance(value, dict):
         raise Unreadable("not a JSON object")
     if key not in value:
-        raise Unreadable(f"no key `{key}`")
+        raise Unreadable(no_key(key))
     if not isinstance(value[key], str):
         raise Unreadable(f"`{key}` is not a string")
     if any("\ud800" <= character <= "\udfff" for character in value[key]):
         raise Unreadable(f"`{key}` holds half of a surrogate pair")
     return str(value[key])
+
+
+def no_key(key: str) -> str:
+    """The reason of a bad row that has others."""
+    return f"no key `{key}`"
+
+
+def first_keys(chunk: Chunk) -> list[str]:
+    """The keys of the first row of a chunk of JSON objects."""
+    rows = chunk.rows.split(b"\n") if isinstance(chunk.rows, bytes) else chunk.rows
+    first = next(row for row in rows if row and row.strip())
+    return list(json.loads(first))
 
 
 class Corpus:

@@ -7,10 +7,13 @@ written under temporary names and renamed at the end, the manifest last: a prefi
 
 import concurrent.futures
 import contextlib
+import glob
 import importlib.util
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -24,9 +27,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from swift_mega.base.console import progress, say
+from swift_mega.base.console import counted, progress, say
 from swift_mega.base.errors import UserError
-from swift_mega.base.readers import CHUNK_BYTES, BadRow, BadRows, Chunk, Corpus, OnBadRow, TxtDocuments, texts
+from swift_mega.base.readers import (
+    CHUNK_BYTES,
+    BadRow,
+    BadRows,
+    Chunk,
+    Corpus,
+    OnBadRow,
+    TxtDocuments,
+    first_keys,
+    no_key,
+    texts,
+)
 from swift_mega.base.writing import write_errors_are_the_users
 from swift_mega.data.encode import Encoded, Encoder, Encoding, encode_chunk, engines, start_worker
 from swift_mega.data.indexed import IndexedWriter, bin_path, idx_path, read_index, token_dtype
@@ -39,9 +53,13 @@ if TYPE_CHECKING:
 EngineChoice = Literal["auto", "tokenizers", "gigatoken"]
 Encode = Callable[[Iterable[Chunk]], Iterator[Encoded]]
 
+UNFINISHED = ".unfinished"
+"""Suffix of the folder that a build works in."""
+
 CHUNKS_AHEAD = 3
 """Per worker: enough that none waits for the writer, little enough that memory stays at a few megabytes each."""
 
+SHOWN_SOURCES = 3
 SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 32, 2000
 PROBES = [
     "  two spaces,\n\n\nthree newlines,\ttabs\t\tand a trailing blank ",
@@ -91,6 +109,11 @@ def build(
         UserError: inputs, tokenizer, bad rows, an output of another build, nothing to write, a full disk.
     """
     options = options or BuildOptions()
+    output = _prefix(output)
+    if workers is not None and workers < 1:
+        raise UserError(
+            f"{workers} processes cannot tokenize anything.", "Give `--workers` at least 1, or leave it out."
+        )
     corpus = Corpus(
         inputs,
         text_key=options.text_key,
@@ -100,14 +123,14 @@ def build(
     )
     loaded = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
     info = _with_eod(describe(loaded, tokenizer), loaded, options)
-    done = _find_existing(Path(output), corpus, info, options, overwrite)
+    done = _find_existing(output, corpus, info, options, overwrite)
     if done is not None:
         say(f"{output}: already built ({done.documents:,} documents, {done.tokens:,} tokens)")
         return done
     encoding = _choose_engine(_encoding(loaded, info, options), engine, corpus, loaded)
     with (
         write_errors_are_the_users(output, option="`--output`"),
-        _temporary_files(Path(output)) as folder,
+        _temporary_files(output) as folder,
         _encoders(encoding, _worker_count(workers, corpus)) as encode,
         concurrent.futures.ThreadPoolExecutor(1) as hashing,
     ):
@@ -116,9 +139,19 @@ def build(
         tally = _write(corpus, encode, np.dtype(encoding.dtype), folder, options.on_bad_row)
         manifest = tally.manifest(info, options, checksums.result(), encoding.dtype)
         write_manifest(folder / "built", manifest)
-        _publish(folder, Path(output))
+        _publish(folder, output)
     _report(output, tally, manifest)
     return manifest
+
+
+def _prefix(output: str | Path) -> Path:
+    """The path of the three files without their endings; `books.bin` means `books`, as it does to `pretrain`."""
+    text = str(output).removesuffix(".bin").removesuffix(".idx")
+    if os.path.basename(text) in ("", ".", ".."):
+        raise UserError(
+            f"{output} is a folder.", f"`--output` takes the beginning of file names: {Path(text) / 'data'}"
+        )
+    return Path(text)
 
 
 def _with_eod(info: TokenizerInfo, tokenizer: "PreTrainedTokenizerBase", options: BuildOptions) -> TokenizerInfo:
@@ -214,8 +247,19 @@ def _choose_engine(
 
 
 def _sample(corpus: Corpus) -> list[str]:
-    rows = (row for chunk in islice(corpus.chunks(), 1) for row in texts(chunk, corpus.text_key))
-    return [row.text[:SAMPLED_CHARACTERS] for row in islice(rows, SAMPLED_DOCUMENTS) if not isinstance(row, BadRow)]
+    """The first texts.
+
+    Raises:
+        UserError: none of the first rows has the key that the text should be under.
+    """
+    chunk = next(corpus.chunks(), None)
+    rows = list(islice(texts(chunk, corpus.text_key), SAMPLED_DOCUMENTS)) if chunk else []
+    if chunk and rows and all(isinstance(row, BadRow) and row.reason == no_key(corpus.text_key) for row in rows):
+        raise UserError(
+            f"{chunk.source} has no key `{corpus.text_key}`.",
+            f"Keys of its first row: {', '.join(first_keys(chunk))} (`--text-key`).",
+        )
+    return [row.text[:SAMPLED_CHARACTERS] for row in rows if not isinstance(row, BadRow)]
 
 
 def _refusal(encoding: Encoding, sample: list[str], expected: list[list[int]]) -> str | None:
@@ -283,10 +327,15 @@ def _write(corpus: Corpus, encode: Encode, dtype: np.dtype[Any], folder: Path, o
                 tally.bad_rows.judge(on_bad_row)
                 writer.add(encoded.tokens, encoded.lengths)
                 bar.update(encoded.size)
-                bar.set_postfix_str(f"{tally.tokens:,} tokens")
+                bar.set_status(f"{tally.tokens:,} tokens")
     if tally.documents == 0:
-        rows = tally.bad_rows.reasons.total()
-        raise UserError(f"there is nothing to write: {tally.empty} empty documents, {rows} bad rows, no others.")
+        sources = ", ".join(source.name for source in corpus.sources[:SHOWN_SOURCES])
+        more = " …" if len(corpus.sources) > SHOWN_SOURCES else ""
+        rows = counted(tally.bad_rows.reasons.total(), "bad row")
+        raise UserError(
+            f"there is nothing to write of {sources}{more}: {counted(tally.empty, 'empty document')}, {rows}, no others.",
+            "Give files with texts, or another `--text-key`.",
+        )
     writer.write_index(idx_path(folder / "built"))
     return tally
 
@@ -344,8 +393,23 @@ def _describe_sources(corpus: Corpus) -> list[Source]:
 def _temporary_files(output: Path) -> Iterator[Path]:
     """A folder beside the output, on the same disk so that files can be renamed; gone afterwards, whatever happens."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    mine = f".{output.name}.{socket.gethostname()}-"
+    for left in output.parent.glob(f"{glob.escape(mine)}*{UNFINISHED}"):
+        pid = left.name.removeprefix(mine).partition(".")[0]
+        if pid.isdigit() and not _is_running(int(pid)):  # killed
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(UNFINISHED, f"{mine}{os.getpid()}.", output.parent) as folder:
         yield Path(folder)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 def _publish(folder: Path, output: Path) -> None:
@@ -361,6 +425,6 @@ def _report(output: str | Path, tally: _Tally, manifest: Manifest) -> None:
     if tally.bad_rows.reasons:
         say(f"left out {tally.bad_rows}")
     if tally.empty:
-        say(f"left out {tally.empty:,} empty documents")
+        say(f"left out {counted(tally.empty, 'empty document')}")
     eod = f", end of document {manifest.tokenizer.eod}" if manifest.options["append_eod"] else ""
-    say(f"{output}: {tally.documents:,} documents, {tally.tokens:,} tokens ({manifest.dtype}{eod})")
+    say(f"{output}: {counted(tally.documents, 'document')}, {tally.tokens:,} tokens ({manifest.dtype}{eod})")

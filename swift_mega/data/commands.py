@@ -43,14 +43,14 @@ def _add_build(commands: Any) -> None:
         "--eod",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="end every document with the end-of-document token",
+        help="end every document with the end-of-document token (default: yes)",
     )
     what.add_argument("--eod-token", metavar="TOKEN", help="that token (default: the tokenizer's end of sequence)")
     what.add_argument(
         "--special-tokens",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="put around a text what the tokenizer puts around it (BOS …), if anything",
+        help="put around a text what the tokenizer puts around it (BOS …), if anything (default: yes)",
     )
     what.add_argument(
         "--txt-documents",
@@ -73,7 +73,7 @@ def _add_build(commands: Any) -> None:
         "--tokenizer-engine",
         choices=("auto", "tokenizers", "gigatoken"),
         default="auto",
-        help="auto: gigatoken where it is installed and gives the same ids on a sample, else tokenizers",
+        help="auto (default): gigatoken where it is installed and gives the same ids on a sample, else tokenizers",
     )
     how.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the tokenizer")
 

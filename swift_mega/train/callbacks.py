@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from swift_mega.base.console import progress, say
+from swift_mega.base.console import counted, progress, say
 from swift_mega.base.errors import UserError
 from swift_mega.base.metrics import MetricsWriter, plot
 from swift_mega.compat.device import peak_memory_bytes
@@ -280,7 +280,7 @@ class Report(Callback):
         warm = trainer.progress.step - self.first_step - WARMUP_STEPS
         if warm > 0:
             speed = warm * self.tokens_per_step / (self.clock - self.warm_clock)
-            say(f"{speed:,.0f} tokens/s over {warm} steps (the first {WARMUP_STEPS} left out)")
+            say(f"{speed:,.0f} tokens/s over {counted(warm, 'step')} (the first {WARMUP_STEPS} left out)")
         if trainer.stop_reason:
             say(f"Stopped at step {trainer.progress.step}: {trainer.stop_reason}. The same command continues.")
 

@@ -149,7 +149,7 @@ def test_upper_case_names(tmp_path: Path) -> None:
 
 def test_a_bad_row_ends_the_reading(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(BAD_LINES))
-    with pytest.raises(UserError, match=r"1 bad rows(.|\n)*a.jsonl:2: not valid JSON(.|\n)*--on-bad-row skip"):
+    with pytest.raises(UserError, match=r"1 bad row: .*a.jsonl:2: not valid JSON(.|\n)*--on-bad-row skip"):
         read(tmp_path / "a.jsonl")
 
 

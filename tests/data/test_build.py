@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -219,8 +220,44 @@ def test_a_full_disk_leaves_nothing(
 
 def test_nothing_to_write(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
-    with pytest.raises(UserError, match="nothing to write: 1 empty documents"):
+    with pytest.raises(UserError, match=r"a.jsonl: 1 empty document, 0 bad rows, no others(.|\n)*--text-key"):
         build([str(tmp_path / "a.jsonl")], str(tokenizers["fast"]), tmp_path / "a")
+
+
+@pytest.mark.parametrize("rows", ['{"title": "x", "body": "y"}\n', '\n[{"title": "x", "body": "y"}]'])
+def test_a_wrong_text_key_is_one_line(rows: str, tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(rows)
+    with pytest.raises(UserError, match=r"a.json has no key `text`.\n.*Keys of its first row: title, body \(`--text"):
+        build([str(tmp_path / "a.json")], str(tokenizers["fast"]), tmp_path / "b")
+
+
+@pytest.mark.parametrize("output", ["data/", ".", ".."])
+def test_a_folder_is_no_prefix(corpus: Path, tokenizers: dict[str, Path], tmp_path: Path, output: str) -> None:
+    with pytest.raises(UserError, match=r"is a folder(.|\n)*/data"):
+        build([str(corpus)], str(tokenizers["fast"]), f"{tmp_path}/{output}")
+
+
+def test_an_ending_is_left_off(corpus: Path, tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    build([str(corpus)], str(tokenizers["fast"]), f"{tmp_path}/a.bin", workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.json", "corpus.jsonl"]
+
+
+@pytest.mark.parametrize("workers", [0, -3])
+def test_no_workers(corpus: Path, tokenizers: dict[str, Path], tmp_path: Path, workers: int) -> None:
+    with pytest.raises(UserError, match=f"{workers} processes(.|\n)*at least 1"):
+        build([str(corpus)], str(tokenizers["fast"]), tmp_path / "a", workers=workers)
+
+
+def test_what_a_killed_build_left_is_cleared_away(corpus: Path, tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    host, gone, here = socket.gethostname(), child.pid, os.getpid()
+    dead, alive = (tmp_path / f".a.{host}-{pid}.xyz.unfinished" for pid in (gone, here))
+    elsewhere = tmp_path / f".a.another-host-{gone}.xyz.unfinished"
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir()
+    build([str(corpus)], str(tokenizers["fast"]), tmp_path / "a", workers=1)
+    assert not dead.exists() and alive.exists() and elsewhere.exists()
 
 
 def test_an_input_is_not_written_over(tokenizers: dict[str, Path], tmp_path: Path) -> None:
