@@ -109,6 +109,12 @@ class MegatronArguments:
     moe_router_group_topk: int | None = None
     moe_router_enable_expert_bias: bool = False
     """A bias of each expert that counts when experts are chosen and not in their weights; always fp32."""
+    softmax_type: str = "vanilla"
+    """`learnable`: each head has a score of its own for attending to nothing."""
+    glu_linear_offset: float = 0.0
+    """Added to what the gate multiplies."""
+    activation_func_clamp_value: float | None = None
+    """Limit of gate and up before the activation."""
     q_lora_rank: int | None = None
     """Of the query in multi-latent attention. None: the query is not compressed."""
     kv_lora_rank: int | None = None

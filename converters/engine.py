@@ -182,7 +182,7 @@ def _runs(box: np.ndarray, at: int, strides: Sequence[int]) -> Iterator[tuple[in
         yield at, box.reshape(-1).view(np.uint8).data
     else:
         for index, part in enumerate(box):
-            yield from _runs(np.ascontiguousarray(part), at + index * strides[0], strides[1:])
+            yield from _runs(np.asarray(part, order="C"), at + index * strides[0], strides[1:])
 
 
 NOT_BY_THE_KERNEL = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)

@@ -141,6 +141,7 @@ def sizes(arguments: MegatronArguments, padded_vocab_size: int) -> dict[str, int
         "ffn": arguments.ffn_hidden_size,
         "gate_up": 2 * arguments.ffn_hidden_size,
         "head": arguments.kv_channels,
+        "heads": arguments.num_attention_heads,
         "group": arguments.num_query_groups,
         "query": arguments.num_attention_heads * arguments.kv_channels,
         "key_value": arguments.num_query_groups * arguments.kv_channels,

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import is_layer_window_attention
+from megatron.core.transformer.utils import is_layer_window_attention, make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 
@@ -46,7 +47,7 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
     """
 
     softcap: ClassVar[float | None] = None
-    """c in c·tanh(score/c), for which the scores are written out: the kernels have nothing for it."""
+    """c in c·tanh(score/c)."""
 
     def __init__(
         self,
@@ -62,12 +63,30 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1 or config.apply_query_key_layer_scaling or config.softmax_type != "vanilla":
-            raise ValueError("SDPAAttention has no context parallelism, no layer scaling and only the plain softmax")
+        if config.context_parallel_size > 1 or config.apply_query_key_layer_scaling:
+            raise ValueError("SDPAAttention has no context parallelism and no layer scaling")
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.window: tuple[int, int] | None = config.window_size if windowed else None
+        if config.softmax_type not in ("vanilla", "learnable"):
+            raise ValueError(f"SDPAAttention has no softmax of type {config.softmax_type}")
+        self.softmax_offset: torch.nn.Parameter | None = None
+        if config.softmax_type == "learnable":
+            heads = config.num_attention_heads // config.tensor_model_parallel_size
+            device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+            self.softmax_offset = torch.nn.Parameter(torch.zeros(heads, dtype=config.params_dtype, device=device))
+            set_tensor_model_parallel_attributes(self.softmax_offset, is_parallel=True, dim=0, stride=1)
+        # The kernels have nothing for either.
+        self.scores_written_out = self.softcap is not None or self.softmax_offset is not None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The scores of attending to nothing, split over the heads."""
+        own = self.state_dict(prefix="", keep_vars=True)
+        found: dict[str, Any] = make_sharded_tensors_for_checkpoint(own, prefix, {"softmax_offset": 0}, sharded_offsets)
+        return found
 
     def forward(
         self,
@@ -88,14 +107,16 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
         mask, causal = self._visible(query, key, attention_mask, attn_mask_type or self.attn_mask_type)
         grouped = query.size(2) != key.size(2)
         in_kernel = (
-            self.softcap is None and mask is None and (query.device.type == "cpu" or query.dtype != torch.float32)
+            not self.scores_written_out
+            and mask is None
+            and (query.device.type == "cpu" or query.dtype != torch.float32)
         )
         if grouped and not in_kernel:
             # Only the flash kernels know grouped queries; the others would write out all scores.
             key, value = (kv.repeat_interleave(query.size(2) // key.size(2), dim=2) for kv in (key, value))
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        if self.softcap is not None:
-            return self._capped(query, key, value, mask, self.softcap).permute(2, 0, 1, 3).flatten(2)
+        if self.scores_written_out:
+            return self._written_out(query, key, value, mask).permute(2, 0, 1, 3).flatten(2)
         with self._random_states():
             context = F.scaled_dot_product_attention(
                 query,
@@ -109,14 +130,19 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
             )
         return context.permute(2, 0, 1, 3).flatten(2)
 
-    def _capped(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float) -> Tensor:
+    def _written_out(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[b, h, s, d] each → [b, h, s, d]; without a mask it is causal."""
-        scale = self.softmax_scale or query.size(-1) ** -0.5
-        scores = softcap * torch.tanh((query @ key.transpose(-1, -2)).float() * (scale / softcap))
+        scores = (query @ key.transpose(-1, -2)).float() * (self.softmax_scale or query.size(-1) ** -0.5)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
         if mask is None:
             length = query.size(-2)
             mask = sliding_window_mask(length, (length, 0), query.device)
-        weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(query.dtype)
+        scores = scores.masked_fill(~mask, float("-inf"))
+        if self.softmax_offset is not None:
+            nothing = self.softmax_offset.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat([scores, nothing], dim=-1)
+        weights = scores.softmax(dim=-1).to(query.dtype)[..., : key.size(-2)]
         with self._random_states():
             weights = F.dropout(weights, self.config.attention_dropout, self.training)
         return weights @ value

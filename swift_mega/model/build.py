@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.activations import quick_gelu
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -41,6 +42,7 @@ ACTIVATIONS = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
     "squared_relu": lambda x: F.relu(x).square(),
 }
 
@@ -185,6 +187,9 @@ def _architecture(arguments: MegatronArguments) -> dict[str, Any]:
         "softmax_scale": arguments.softmax_scale,
         "gated_linear_unit": arguments.gated_linear_unit,
         "activation_func": ACTIVATIONS[arguments.activation],
+        "glu_linear_offset": arguments.glu_linear_offset,
+        "activation_func_clamp_value": arguments.activation_func_clamp_value,
+        "softmax_type": arguments.softmax_type,
         "add_bias_linear": arguments.add_bias_linear,
         "add_qkv_bias": arguments.add_qkv_bias,
         "qk_layernorm": arguments.qk_layernorm,

@@ -25,7 +25,7 @@ def initialize_weights(chunks: list[MegatronModule], arguments: MegatronArgument
     of_norms = 0.0 if arguments.layernorm_zero_centered_gamma else 1.0
     with torch.no_grad():
         for piece in pieces(chunks):
-            if piece.key.endswith("bias"):
+            if piece.key.endswith(("bias", "softmax_offset")):
                 piece.data.zero_()
             elif piece.data.dim() == 1:
                 piece.data.fill_(of_norms)

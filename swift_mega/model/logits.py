@@ -49,10 +49,11 @@ def transformers_logits(hf_folder: Path, tokens: Tensor, dtype: torch.dtype = to
     """[b, s] token ids → [b, s, vocabulary] in fp32, by transformers computing in `dtype` where the ids are."""
     from transformers import AutoModelForCausalLM
 
-    # transformers' SDPA attention leaves out a cap of the scores, without a word.
-    capped = read_json(hf_folder / "config.json").get("attn_logit_softcapping") is not None
+    config = read_json(hf_folder / "config.json")
+    # transformers' SDPA attention leaves out a cap of the scores, without a word, and does not know sinks.
+    eager = config.get("attn_logit_softcapping") is not None or config.get("model_type") == "gpt_oss"
     model = AutoModelForCausalLM.from_pretrained(
-        hf_folder, dtype=dtype, attn_implementation="eager" if capped else "sdpa"
+        hf_folder, dtype=dtype, attn_implementation="eager" if eager else "sdpa"
     )
     model.to(tokens.device).eval()
     with torch.no_grad():

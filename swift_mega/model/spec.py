@@ -106,6 +106,8 @@ def _local_layer(arguments: MegatronArguments, experts: bool) -> ModuleSpec:
         IdentityOp if arguments.norm_placement == "post" else norm
     )
     layer.submodules.sharded_state_dict_keys_map = _canonical_norms(latent, experts)
+    if experts and arguments.add_bias_linear:
+        layer.submodules.mlp.submodules.experts.submodules.linear_fc2 = ExpertRowParallelLinear
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = _variant(SDPAAttention, softcap=arguments.attention_softcap)
     if latent:
@@ -167,6 +169,23 @@ def _bias_output_projection(arguments: MegatronArguments, layer: ModuleSpec) -> 
         attention.linear_proj = BiasedRowParallelLinear
     else:
         attention.linear_proj = _biased(attention.linear_proj)
+
+
+class ExpertRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
+    """megatron's row-parallel layer of an expert with a bias.
+
+    The MLP adds the bias in place, and the sum over a single rank hands on its input, which autograd does not let
+    anybody change. And the bias is marked for a sum over the sequence-parallel ranks, which hold other experts'.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bias.sequence_parallel = False
+
+    def forward(self, x: Any) -> tuple[Any, Any]:
+        """[s, b, input/TP] → [s, b, output]."""
+        output, bias = super().forward(x)
+        return output.clone(), bias
 
 
 class NormedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]

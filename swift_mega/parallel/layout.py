@@ -184,6 +184,17 @@ def _check_experts(parallel: ParallelConfig, arguments: MegatronArguments, world
             "only with sequence_parallel.",
             "Switch sequence_parallel on.",
         )
+    if arguments.add_bias_linear and etp > 1:
+        raise UserError(
+            f"the experts have biases, which megatron-core does not split over {ETP} {etp} ranks.",
+            f"Set {ETP} to 1 and {EP} to at least 2.",
+        )
+    if ep == 1 and etp != parallel.tensor_model_parallel_size:
+        raise UserError(
+            f"{ETP} {etp} differs from {TP} {parallel.tensor_model_parallel_size} with {EP} 1; megatron-core "
+            "would not add up the gradients of the experts.",
+            f"Leave {ETP} out, or give {EP} of at least 2.",
+        )
     if experts % ep:
         raise UserError(
             f"{EP} {ep} does not divide {experts} experts: {experts % ep} left over.",

@@ -138,3 +138,54 @@ def test_needs_no_torch() -> None:
     code = "import sys, swift_mega.parallel.layout; print('torch' in sys.modules)"
     result: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+EXPERTS = dataclasses.replace(LLAMA_8B, num_moe_experts=8, moe_ffn_hidden_size=1536)
+LATENT = dataclasses.replace(
+    EXPERTS, q_lora_rank=1536, kv_lora_rank=512, qk_head_dim=128, qk_pos_emb_head_dim=64, v_head_dim=128
+)
+
+
+def with_experts(ep: int, etp: int | None = None, **others: Any) -> ParallelConfig:
+    return dataclasses.replace(sizes(**others), expert_model_parallel_size=ep, expert_tensor_parallel_size=etp)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "arguments", "world_size"),
+    [
+        (with_experts(8), EXPERTS, 8),
+        (with_experts(4, pp=2), EXPERTS, 8),
+        (with_experts(4, 1, tp=4, sequence_parallel=True), EXPERTS, 4),
+        (with_experts(1, tp=8, sequence_parallel=True), LATENT, 8),
+    ],
+)
+def test_layouts_with_experts(parallel: ParallelConfig, arguments: MegatronArguments, world_size: int) -> None:
+    layout.check_layout(parallel, arguments, world_size)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "changes", "world_size", "says"),
+    [
+        (with_experts(2), {"num_moe_experts": None}, 2, "the model has no experts"),
+        (with_experts(3), {}, 3, "3 does not divide 8 experts: 2 left over.\n  → Sizes that work: 1, 2, 4, 8."),
+        (with_experts(4), {}, 2, "2 processes cannot be split into expert_tensor_parallel_size 1 × EP 4 × PP 1 = 4"),
+        (with_experts(1, tp=2), {}, 2, "splits so only with sequence_parallel.\n  → Switch sequence_parallel on."),
+        (
+            with_experts(2, 1, tp=2, sequence_parallel=True),
+            {"moe_shared_expert_intermediate_size": 15},
+            2,
+            "shared expert size 15 / 2 leaves 1",
+        ),
+        (with_experts(1, 2, tp=2, sequence_parallel=True), {"moe_ffn_hidden_size": 15}, 2, "expert size 15 / "),
+        (with_experts(1, 1, tp=2, sequence_parallel=True), {}, 2, "would not add up the gradients of the experts"),
+        (with_experts(1, tp=2, sequence_parallel=True), {"add_bias_linear": True}, 2, "the experts have biases"),
+        (with_experts(1, tp=2, sequence_parallel=True), {"kv_lora_rank": 15}, 2, "latent key and value / 2 leaves 1"),
+        (with_experts(1, tp=2, sequence_parallel=True), {"q_lora_rank": 15}, 2, "rank 15 of the query / 2 leaves 1"),
+    ],
+)
+def test_layouts_that_do_not_fit_experts(
+    parallel: ParallelConfig, changes: dict[str, Any], world_size: int, says: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        layout.check_layout(parallel, dataclasses.replace(LATENT, **changes), world_size)
+    assert says in str(error.value)

@@ -139,5 +139,28 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_mtp_layers": 0,
         },
     ),
+    "gpt-oss": (
+        "gpt_oss",
+        {
+            "vocab_size": 101,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 20,
+            "sliding_window": 5,
+        },
+    ),
+    "gpt-oss-plain-rope": (
+        "gpt_oss",
+        {
+            "vocab_size": 128,
+            "head_dim": 8,
+            "num_key_value_heads": 1,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 12,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
 }
 """Name → (transformers' model type, its config)."""
