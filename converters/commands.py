@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `convert`."""
     parser.add_argument("source", metavar="SRC", help="Hugging Face id or folder, or Megatron checkpoint")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must be empty or absent")
-    parser.add_argument("--to", choices=["megatron", "hf"], help="what DST is to be (default: the other of the two)")
+    parser.add_argument(
+        "--to",
+        choices=["megatron", "hf", "legacy"],
+        help="what DST is to be: a torch_dist checkpoint, a Hugging Face folder, or a Megatron checkpoint with a file "
+        "for each rank (default: megatron from Hugging Face, hf from Megatron)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace DST when the conversion has succeeded")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], help="cast the weights (default: as they are stored)")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default: 5GB)")
@@ -32,7 +37,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pad the Megatron embedding to a multiple of N times --target-tp (default: 128)",
     )
     parser.add_argument(
-        "--target-tp", type=int, default=1, metavar="N", help="tensor parallel size to pad for (default: 1)"
+        "--target-tp", type=int, default=1, metavar="N", help="tensor parallel size to pad or write for (default: 1)"
+    )
+    for name, what in (
+        ("pp", "pipeline parallel size"),
+        ("vpp", "virtual stages of each pipeline stage"),
+        ("ep", "expert parallel size"),
+    ):
+        parser.add_argument(
+            f"--target-{name}", type=int, default=1, metavar="N", help=f"of --to legacy: {what} (default: 1)"
+        )
+    parser.add_argument(
+        "--layer-spec",
+        choices=["transformer_engine", "local"],
+        default="transformer_engine",
+        help="of --to legacy: layers in whose words the files are written (default: transformer_engine)",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FOLDER", help="where config.json and tokenizer are, for a source without them"
     )
     parser.add_argument(
         "--allow-unmapped",
@@ -53,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     from converters.convert import DTYPES, Options, convert
     from swift_mega.base.hub import resolve_model
 
-    for name in ("vocab_divisible_by", "target_tp", "jobs", "nodes"):
+    for name in ("vocab_divisible_by", "target_tp", "target_pp", "target_vpp", "target_ep", "jobs", "nodes"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}.", "Give a number of at least 1.")
     if not 0 <= args.node_rank < args.nodes:
@@ -64,6 +86,11 @@ def run(args: argparse.Namespace) -> None:
         dtype=DTYPES[args.dtype] if args.dtype else None,
         vocab_divisible_by=args.vocab_divisible_by,
         target_tp=args.target_tp,
+        target_pp=args.target_pp,
+        target_vpp=args.target_vpp,
+        target_ep=args.target_ep,
+        layer_spec=args.layer_spec,
+        config=args.config,
         allow_unmapped=args.allow_unmapped,
         jobs=args.jobs,
         nodes=args.nodes,

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from converters import checkpoint, engine
-from converters.families._common import EMBEDDING
+from converters import checkpoint, engine, ranks
+from converters.families._common import EMBEDDING, OUTPUT
+from converters.family import padded_vocab_size
 from converters.hf import canonical, repeated
 from converters.plan import Plan, Target, make_plan
+from converters.scatter import scattered
 from converters.source import Source, open_source
-from converters.space import Box, Space
+from converters.space import Box, Space, extended, in_order_of
 from converters.stores import safetensors, torch_dist, torch_zip
 from converters.stores.extra_state import extra_states
 from converters.stores.files import json_bytes
@@ -30,12 +32,12 @@ from swift_mega.base.console import progress, say
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
 
-Format = Literal["megatron", "hf"]
+Format = Literal["megatron", "hf", "legacy"]
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 """`--dtype` → torch's name."""
 
-NAMES = {"hf": "Hugging Face", "megatron": "Megatron"}
+NAMES = {"hf": "Hugging Face", "megatron": "Megatron", "legacy": "Megatron, a file for each rank"}
 MAX_CHUNK_BYTES = 1 << 30
 """A larger box of a tensor is stored in several chunks, cut along its rows."""
 
@@ -54,6 +56,15 @@ class Options:
     vocab_divisible_by: int = 128
     target_tp: int = 1
     """The Megatron embedding is padded to a multiple of vocab_divisible_by × target_tp."""
+
+    target_pp: int = 1
+    target_vpp: int = 1
+    target_ep: int = 1
+    layer_spec: str = "transformer_engine"
+    """Ranks, and the words of their state dicts, where each rank has a file of its own (`legacy`)."""
+
+    config: Path | None = None
+    """A folder with config.json and tokenizer, for a source that has none."""
 
     allow_unmapped: bool = False
     """Keep tensors that Megatron has no place for in a file beside the weights, instead of stopping."""
@@ -103,15 +114,16 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
         UserError: whatever a user can mend; nothing is left at the target then.
     """
     source, target, options = Path(source), Path(target), options or Options()
-    opened = open_source(source, options.vocab_divisible_by, options.target_tp, options.allow_unmapped)
-    direction: Format = "hf" if opened.kind == "megatron" else "megatron"
-    if to not in (None, direction):
+    opened = open_source(source, options.vocab_divisible_by, options.target_tp, options.allow_unmapped, options.config)
+    other: Format = "megatron" if opened.kind == "hf" else "hf"
+    direction = to or other
+    if direction == opened.kind != "legacy":
         raise UserError(
-            f"{source} is a {'Megatron checkpoint' if direction == 'hf' else 'Hugging Face folder'} already.",
-            f"Leave out --to, or say --to {direction}.",
+            f"{source} is a {'Megatron checkpoint' if other == 'hf' else 'Hugging Face folder'} already.",
+            f"Leave out --to, or say --to {other}.",
         )
     staging = _staging(source, target, options.overwrite)
-    conversion = (_to_hf if direction == "hf" else _to_megatron)(opened, staging, options)
+    conversion = _CONVERSIONS[direction](opened, staging, options)
     _say(conversion)
     if options.dry_run:
         from converters.forecast import say_forecast
@@ -126,13 +138,11 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
 
 
 def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
-    view = source.view
-    assert view is not None, "a Hugging Face source has a view"
     dtypes = _dtypes(source, options.dtype)
     tensors = {key: TensorSpec(stored.spec.shape, dtypes[key]) for key, stored in source.space.items()}
-    chunks = sorted(
-        ((key, offset, shape) for key in tensors for offset, shape in view.chunks(key)),
-        key=lambda chunk: view.position(chunk[0], chunk[1]),
+    chunks = in_order_of(
+        source.space,
+        ((key, *box) for key, rule in source.rules.items() for box in ranks.chunks(rule, tensors[key].shape)),
     )
     folder = root / checkpoint.RELEASE
     target = torch_dist.layout(
@@ -149,14 +159,39 @@ def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
             }
         ),
     )
+    return _beside(source, "megatron", target, folder / checkpoint.HF, tensors, source.space)
+
+
+def _to_legacy(source: Source, root: Path, options: Options) -> Conversion:
+    grid = ranks.Grid(options.target_tp, options.target_pp, options.target_vpp, options.target_ep, options.layer_spec)
+    padded = padded_vocab_size(source.arguments.vocab_size, options.vocab_divisible_by, options.target_tp)
+    space, dtypes = dict(source.space), _dtypes(source, options.dtype)
+    tensors = {key: TensorSpec(stored.spec.shape, dtypes[key]) for key, stored in space.items()}
+    for key in {EMBEDDING, OUTPUT} & set(space):
+        hidden = space[key].spec.shape[1]
+        tensors[key] = TensorSpec((padded, hidden), dtypes[key])
+        space[key] = extended(space[key], padded)
+    folder = root / checkpoint.RELEASE
+    namespace = _megatron_namespace(source, padded)
+    vars(namespace).update(grid.arguments)
+    others = {"checkpoint_version": 3.0, "iteration": 0, "args": namespace}
+    target = scattered(folder, tensors, source.rules, source.arguments, grid, others)
+    for key in {EMBEDDING, OUTPUT} & set(space):
+        target.space[key] = extended(target.space[key], space[key].spec.shape[0])
+    return _beside(source, "legacy", target, folder / checkpoint.HF, tensors, space)
+
+
+def _beside(
+    source: Source, to: Format, target: Target, hf: Path, tensors: dict[str, TensorSpec], space: Space
+) -> Conversion:
+    """The conversion to a Megatron checkpoint, with what an export will need in its folder `hf`."""
     if source.form is not None:
         form = json_bytes({"form": source.form})
-        target = target.joined(Target({}, {}, [], [(folder / checkpoint.HF / checkpoint.EXPORT, form)]))
+        target = target.joined(Target({}, {}, [], [(hf / checkpoint.EXPORT, form)]))
     if source.set_aside:
         specs = {name: stored.spec for name, stored in source.set_aside.items()}
-        target = target.joined(safetensors.one_file(folder / checkpoint.HF / checkpoint.UNMAPPED, specs))
-    plan = make_plan(source.space | source.set_aside, target.space)
-    return Conversion(source, "megatron", target, plan, folder / checkpoint.HF, tensors)
+        target = target.joined(safetensors.one_file(hf / checkpoint.UNMAPPED, specs))
+    return Conversion(source, to, target, make_plan(space | source.set_aside, target.space), hf, tensors)
 
 
 def _megatron_namespace(source: Source, padded_vocab_size: int) -> argparse.Namespace:
@@ -207,6 +242,9 @@ def _check_shapes(folder: Path, view: MegatronView, space: Space) -> None:
             )
 
 
+_CONVERSIONS = {"megatron": _to_megatron, "legacy": _to_legacy, "hf": _to_hf}
+
+
 def _carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
     """Reserve, copy, finish; what is done already is not done again. False: another machine will finish.
 
@@ -242,7 +280,7 @@ def _complete(conversion: Conversion, root: Path) -> None:
     checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files, to_export=True)
     checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
     engine.finish(conversion.target)
-    if conversion.to == "megatron":
+    if conversion.to != "hf":
         with write_errors_are_the_users(root):
             checkpoint.write_tracker(root, None)
     for path in root.glob(f"{engine.JOURNAL}*"):
@@ -338,7 +376,7 @@ def _say(conversion: Conversion) -> None:
     arrow = f"{source.path} → {NAMES[conversion.to]}: {source.family.name}"
     vocabulary = source.space[EMBEDDING].spec.shape[0]
     padded = f", vocabulary {source.arguments.vocab_size:,} padded to {vocabulary:,}"
-    say(arrow + (padded if conversion.to == "megatron" else ""))
+    say(arrow + (padded if conversion.to != "hf" else ""))
     for note in source.notes:
         say(f"  {note}")
     for (stored, wanted), count in conversion.plan.casts.items():
@@ -354,8 +392,5 @@ def _loses(stored: str, wanted: str) -> bool:
 
 def _dtypes(source: Source, dtype: str | None) -> dict[str, str]:
     """Canonical key → dtype in the target: as stored, or `dtype` where a rule does not forbid it."""
-    rules = source.family.rules_for(source.family.as_stored(source.arguments, source.space), source.form)
-    fixed = {rule.megatron for rule in rules if rule.keeps_dtype}
-    return {
-        key: stored.spec.dtype if dtype is None or key in fixed else dtype for key, stored in source.space.items()
-    }
+    fixed = {key for key, rule in source.rules.items() if rule.keeps_dtype}
+    return {key: stored.spec.dtype if dtype is None or key in fixed else dtype for key, stored in source.space.items()}

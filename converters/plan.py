@@ -8,12 +8,12 @@ that every element of the source is used once or is listed as left out.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from converters.space import Box, Space, Stored, shared
+from converters.space import Box, Placement, Space, Stored, shared
 from converters.tensors import CARRIER
 
 SLAB_BYTES = 1 << 25
@@ -114,6 +114,8 @@ def make_plan(source: Space, target: Space) -> Plan:
     zeros: Counter[str] = Counter()
     for name, wanted in target.items():
         moves += _merged(_moves(name, source[name], wanted, unused, zeros))
+        if wanted.again:
+            moves += _merged(_boxes(name, source[name], wanted.spec.dtype, wanted.again, Counter(), Counter()))
     pieces = (piece for move in moves for piece in _cut(move))
     return Plan(sorted(pieces, key=lambda move: (str(move.source), move.begin)), unused, zeros)
 
@@ -122,8 +124,23 @@ def _moves(name: str, stored: Stored, wanted: Stored, unused: Counter[str], zero
     """The boxes that source and target share, and a proof that they are everything."""
     if stored.spec.shape != wanted.spec.shape:
         raise ValueError(f"`{name}` is {stored.spec.shape} in the source and {wanted.spec.shape} in the target")
+    volume = sum(math.prod(placement.shape) for placement in wanted.placements)
+    if volume != math.prod(wanted.spec.shape):
+        raise ValueError(f"`{name}`: {volume:,} of {math.prod(wanted.spec.shape):,} elements have a place")
+    yield from _boxes(name, stored, wanted.spec.dtype, wanted.placements, unused, zeros)
+
+
+def _boxes(
+    name: str,
+    stored: Stored,
+    dtype: str,
+    placements: Sequence[Placement],
+    unused: Counter[str],
+    zeros: Counter[str],
+) -> Iterator[Move]:
+    """The moves that fill `placements` from a stored tensor, and a proof that they fill all of them."""
     produced = 0
-    for one, other, offset, shape in shared(stored.placements, wanted.placements):
+    for one, other, offset, shape in shared(stored.placements, placements):
         volume = math.prod(shape)
         produced += volume
         if other.file is None:
@@ -138,10 +155,11 @@ def _moves(name: str, stored: Stored, wanted: Stored, unused: Counter[str], zero
                 other.inside(offset),
                 *_simplified(shape, one.strides, other.strides),
                 stored.spec.dtype,
-                wanted.spec.dtype,
+                dtype,
             )
-    if produced != math.prod(wanted.spec.shape):
-        raise ValueError(f"`{name}`: {produced:,} of {math.prod(wanted.spec.shape):,} elements would be produced")
+    wanted = sum(math.prod(placement.shape) for placement in placements)
+    if produced != wanted:
+        raise ValueError(f"`{name}`: {produced:,} of {wanted:,} elements would be produced")
 
 
 def _simplified(shape: Box, source: Box, target: Box) -> tuple[Box, Box, Box]:

@@ -12,10 +12,12 @@ from converters.accounting import mismatch, without_a_place
 from converters.config_table import Config, MegatronArguments
 from converters.families._common import EMBEDDING
 from converters.family import Family, family_of, padded_vocab_size
+from converters.gather import gathered
 from converters.hf import canonical
 from converters.key_forms import canonical_part, canonical_space
+from converters.rules import Rule
 from converters.space import Space, check_tiling
-from converters.stores import safetensors, torch_dist
+from converters.stores import legacy, safetensors, torch_dist
 from converters.stores.files import read_json
 from converters.view import MegatronView
 from swift_mega.base.errors import UserError
@@ -31,7 +33,7 @@ class Source:
     path: Path
     """The folder with the weights; of a Megatron checkpoint the iteration's."""
     kind: str
-    """`hf` or `megatron`."""
+    """`hf`, `megatron` or `legacy`."""
     config: Config
     family: Family
     arguments: MegatronArguments
@@ -50,15 +52,36 @@ class Source:
     common: dict[str, Any] | None = None
     """Content of `common.pt`, of a Megatron checkpoint."""
 
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """Canonical key → the rule that makes it."""
+        arguments = self.family.as_stored(self.arguments, self.space)
+        return {rule.megatron: rule for rule in self.family.rules_for(arguments, self.form)}
 
-def open_source(path: Path, vocab_divisible_by: int = 128, target_tp: int = 1, allow_unmapped: bool = True) -> Source:
+
+def open_source(
+    path: Path,
+    vocab_divisible_by: int = 128,
+    target_tp: int = 1,
+    allow_unmapped: bool = True,
+    config: Path | None = None,
+) -> Source:
     """Look at what lies in a folder and account for every tensor of it.
+
+    Args:
+        path: a checkpoint of any format.
+        vocab_divisible_by: the embedding of a Hugging Face folder is padded to a multiple of it and of `target_tp`.
+        target_tp: tensor-parallel size.
+        allow_unmapped: set tensors aside that Megatron has no place for.
+        config: a folder with config.json and tokenizer, where the checkpoint has none.
 
     Raises:
         UserError: nothing that is known, damaged, or tensors that are missing or have no place.
     """
     if not path.is_dir():
         raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder or a Megatron checkpoint.")
+    if folder := legacy.find(path):
+        return _open_legacy(folder, config)
     if checkpoint.is_megatron(path):
         return _open_megatron(checkpoint.latest(path))
     return _open_hf(path, vocab_divisible_by, target_tp, allow_unmapped)
@@ -89,9 +112,40 @@ def _open_megatron(folder: Path) -> Source:
     weights = [key for key in stored.tensors if not key.startswith(NOT_WEIGHTS)]
     parts = {key: part for key in weights if (part := canonical_part(key, wanted))}
     found = {part.key for part in parts.values()} | (set(weights) - set(parts))
+    _check_complete(folder, family, wanted, found)
+    space = canonical_space({key: stored.stored(key) for key in parts}, parts)
+    _check_tiled(space, folder / torch_dist.METADATA)
+    notes = left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)])
+    hf = folder / checkpoint.HF
+    beside = _set_aside(hf), _form(hf)
+    return Source(folder, "megatron", config, family, arguments, space, hf, notes, *beside, common=stored.common())
+
+
+def _open_legacy(folder: Path, given: Path | None) -> Source:
+    hf = given or folder / checkpoint.HF
+    if not (hf / "config.json").is_file():
+        raise UserError(
+            f"{hf} has no config.json, and the files of ranks do not say which model they are of.",
+            "Give the folder that has it with --config FOLDER.",
+        )
+    config = checkpoint.read_config(hf)
+    family = family_of(config)
+    files = legacy.open_ranks(folder)
+    names = {name for file in files for chunk in file.chunks for name in chunk}
+    arguments = family.as_stored(family.megatron_arguments(config), names)
+    rules = {rule.megatron: rule for rule in family.rules_for(arguments)}
+    found = gathered(files, rules, arguments)
+    _check_complete(folder, family, set(rules), set(found.space) | found.unknown)
+    _check_tiled(found.space, folder)
+    others = {name for file in files for name in file.others} - legacy.ABOUT
+    notes = left_out(found.left_out) + [f"left out `{name}`: not weights" for name in sorted(others)]
+    return Source(folder, "legacy", config, family, arguments, found.space, hf, notes, _set_aside(hf), _form(hf))
+
+
+def _check_complete(folder: Path, family: Family, wanted: set[str], found: set[str]) -> None:
     if EMBEDDING not in found:
         raise UserError(
-            f"{folder} has no `{EMBEDDING}`; it holds: {', '.join(sorted(stored.tensors)[:5]) or 'no tensors'}.",
+            f"{folder} has no `{EMBEDDING}`; it holds: {', '.join(sorted(found)[:5]) or 'no tensors'}.",
             "Give a checkpoint of a whole GPT model.",
         )
     if fault := mismatch(wanted, found):
@@ -99,32 +153,24 @@ def _open_megatron(folder: Path) -> Source:
             f"{folder} does not hold the tensors of {family.name} with its hf/config.json: {fault}.",
             "The checkpoint is of another model than hf/ says, or of a layout that cannot be exported.",
         )
-    space = canonical_space({key: stored.stored(key) for key in parts}, parts)
+
+
+def _check_tiled(space: Space, file: Path) -> None:
     for key, tensor in space.items():
         try:
             check_tiling(key, tensor.spec, [(placement.offset, placement.shape) for placement in tensor.placements])
         except ValueError as error:
-            raise torch_dist.damaged(folder / torch_dist.METADATA, str(error)) from None
-    notes = left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)])
-    side = folder / checkpoint.HF / checkpoint.UNMAPPED
+            raise torch_dist.damaged(file, str(error)) from None
+
+
+def _set_aside(hf: Path) -> Space:
+    side = hf / checkpoint.UNMAPPED
     places = safetensors.read_header(side) if side.is_file() else {}
-    set_aside = {name: place.stored() for name, place in places.items()}
-    return Source(
-        folder,
-        "megatron",
-        config,
-        family,
-        arguments,
-        space,
-        folder / checkpoint.HF,
-        notes,
-        set_aside,
-        _form(folder / checkpoint.HF / checkpoint.EXPORT),
-        common=stored.common(),
-    )
+    return {name: place.stored() for name, place in places.items()}
 
 
-def _form(file: Path) -> str | None:
+def _form(hf: Path) -> str | None:
+    file = hf / checkpoint.EXPORT
     form = read_json(file).get("form") if file.is_file() else None
     return None if form is None else str(form)
 

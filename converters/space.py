@@ -8,8 +8,9 @@ them is the same operation: cut both into the boxes they share.
 
 import itertools
 import math
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,8 @@ class Stored:
 
     spec: TensorSpec
     placements: Sequence[Placement]
+    again: Sequence[Placement] = ()
+    """Boxes that are stored once more, as of what every rank has a copy; written like `placements`, never read."""
 
 
 Space = dict[str, Stored]
@@ -96,6 +99,27 @@ def shared(ones: Sequence[Placement], others: Sequence[Placement]) -> Iterator[t
         for other in by_index[one.offset[:depth]]:
             if box := common(one.offset, one.shape, other.offset, other.shape):
                 yield one, other, *box
+
+
+def in_order_of(space: Space, boxes: Iterable[tuple[str, Box, Box]]) -> list[tuple[str, Box, Box]]:
+    """(tensor, offset, shape) sorted by where `space` has the first element of the box, or of one before it."""
+    sorted_placements = {name: sorted(stored.placements) for name, stored in space.items()}
+
+    def position(box: tuple[str, Box, Box]) -> tuple[str, int]:
+        placements = sorted_placements[box[0]]
+        placement = placements[max(0, bisect_right(placements, box[1], key=lambda one: one.offset) - 1)]
+        return str(placement.file or ""), placement.begin
+
+    return sorted(boxes, key=position)
+
+
+def extended(stored: Stored, rows: int) -> Stored:
+    """The tensor with zeros below it, up to `rows` rows."""
+    have, *rest = stored.spec.shape
+    if rows <= have:
+        return stored
+    zeros = Placement((have, *(0,) * len(rest)), (rows - have, *rest), None, 0, (0,) * len(stored.spec.shape))
+    return Stored(TensorSpec((rows, *rest), stored.spec.dtype), [*stored.placements, zeros], stored.again)
 
 
 def _leading_ones(placements: Sequence[Placement]) -> int:
