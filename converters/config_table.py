@@ -405,8 +405,6 @@ class Bias:
         return written
 
 
-NO_BIAS: dict[str, Any] = {"add_bias_linear": False, "add_qkv_bias": False, "attention_output_bias": False}
-
 NO_EXPERTS: dict[str, Any] = {
     "num_moe_experts": None,
     "moe_ffn_hidden_size": None,

@@ -1,6 +1,6 @@
 """Mistral 7B and its kin: Llama's tensors, one sliding window for all layers."""
 
-from converters.config_table import NO_BIAS, Fixed, HeadSize, KeyValueHeads
+from converters.config_table import HeadSize, KeyValueHeads
 from converters.families._common import CONFIG, DENSE, RECOMPUTABLE
 from converters.family import Family
 from converters.window_table import Window
@@ -13,7 +13,6 @@ FAMILY = Family(
         HeadSize(),
         KeyValueHeads(default=8),
         Window(default=4096),
-        Fixed({**NO_BIAS, "qk_layernorm": False}),
     ),
     rules=DENSE,
     recomputable=RECOMPUTABLE,

@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5: bias on q, k and v but not on o, a sliding window for some layers."""
 
-from converters.config_table import NO_BIAS, Fixed, HeadSize, KeyValueHeads
+from converters.config_table import Fixed, HeadSize, KeyValueHeads
 from converters.families._common import CONFIG, DENSE, QKV_BIAS, RECOMPUTABLE
 from converters.family import Family
 from converters.window_table import WindowByLayer
@@ -13,7 +13,7 @@ FAMILY = Family(
         HeadSize(),
         KeyValueHeads(default=32),
         WindowByLayer(),
-        Fixed({**NO_BIAS, "add_qkv_bias": True, "qk_layernorm": False}),
+        Fixed({"add_qkv_bias": True}),
     ),
     rules=(*DENSE, QKV_BIAS),
     recomputable=RECOMPUTABLE,
