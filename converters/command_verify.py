@@ -6,6 +6,7 @@ A is checked against the manifest that lies in it. No model is built; the exit c
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 SHOWN = 20
 
@@ -18,26 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the options say."""
-    from converters.logical import MANIFEST, fingerprints, open_logical, read_manifest
+    from converters.logical import MANIFEST
     from swift_mega.base.console import say
 
     sides = [args.one, args.other or args.one / MANIFEST]
-    one, other = (
-        read_manifest(side) if side.is_file() or side.suffix == ".json" else fingerprints(open_logical(side))
-        for side in sides
-    )
+    one, other = map(_tensors, sides)
     faults = [f"`{name}` is only in {sides[0]}" for name in one.keys() - other.keys()]
     faults += [f"`{name}` is only in {sides[1]}" for name in other.keys() - one.keys()]
-    faults += [
-        f"`{name}` differs in its {what}: {one[name].get(what)} and {other[name].get(what)}"
-        for name in one.keys() & other.keys()
-        if (
-            what := next(
-                (field for field in ("dtype", "shape", "xxh3_128") if one[name].get(field) != other[name].get(field)),
-                None,
-            )
-        )
-    ]
+    faults += [f"`{name}` {fault}" for name in one.keys() & other.keys() if (fault := _fault(one[name], other[name]))]
     for fault in sorted(faults)[:SHOWN]:
         say(fault)
     if len(faults) > SHOWN:
@@ -45,3 +34,19 @@ def run(args: argparse.Namespace) -> int:
     same = len(one.keys() | other.keys()) - len(faults)
     say(f"{same:,} of {same + len(faults):,} tensors are byte for byte the same")
     return 1 if faults else 0
+
+
+def _tensors(side: Path) -> dict[str, dict[str, Any]]:
+    """Of a manifest or of a folder."""
+    from converters.logical import fingerprints, open_logical, read_manifest
+
+    is_manifest = side.is_file() or side.suffix == ".json"
+    return read_manifest(side) if is_manifest else fingerprints(open_logical(side))
+
+
+def _fault(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first of its properties in which a tensor differs."""
+    for what in ("dtype", "shape", "xxh3_128"):
+        if one.get(what) != other.get(what):
+            return f"differs in its {what}: {one.get(what)} and {other.get(what)}"
+    return None
