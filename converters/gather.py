@@ -23,6 +23,7 @@ from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
 
 COMPARED_BYTES = 1 << 23
+ALL_RANKS = "Copy the folders of all ranks, and take config.json from the same model."
 
 
 class Gathered(NamedTuple):
@@ -69,6 +70,7 @@ class _Collector:
 
     def __init__(self, files: Sequence[RankFile], rules: Mapping[str, Rule], arguments: MegatronArguments) -> None:
         self._rules = rules
+        self._ranks = 1 + max(file.rank.tensor for file in files)
         own = sizes(arguments, _padded_vocab_size(files, arguments))
         self._shapes = {key: whole_shape(rule, own) for key, rule in rules.items()}
         self._parts: dict[str, Part] = {}
@@ -90,12 +92,12 @@ class _Collector:
             return
         whole = self._shapes[part.key][len(part.position) :]
         try:
-            axis, count = shared_axis(whole, record.spec.shape)
+            axis, count = shared_axis(whole, record.spec.shape, self._ranks)
         except ValueError:
             raise UserError(
                 f"{file.path}: `{native}` is {list(record.spec.shape)}, with config.json the whole tensor is "
                 f"{list(whole)}.",
-                "Checkpoint and config.json are of different models.",
+                ALL_RANKS,
             ) from None
         if not record.contiguous:
             raise damaged(file.path, f"`{native}` does not lie row by row")
@@ -136,7 +138,7 @@ def _padded_vocab_size(files: Sequence[RankFile], arguments: MegatronArguments) 
         raise UserError(
             f"`{EMBEDDING}` has {rows} rows × {ranks} tensor-parallel ranks = {rows * ranks}, the vocabulary of "
             f"config.json {arguments.vocab_size}.",
-            "Copy the folders of all ranks, and take config.json from the same model.",
+            ALL_RANKS,
         )
     return rows * ranks or arguments.vocab_size
 

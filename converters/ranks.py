@@ -151,8 +151,8 @@ def _at(whole: Box, axis: int, first: int, rest: int) -> Box:
     return tuple(first if own == axis else rest for own in range(len(whole)))
 
 
-def shared_axis(whole: Box, part: Box) -> tuple[int | None, int]:
-    """Along which axis `part` is one of how many parts of `whole`.
+def shared_axis(whole: Box, part: Box, most: int) -> tuple[int | None, int]:
+    """Along which axis `part` is one of how many parts of `whole`, of `most` at most.
 
     Raises:
         ValueError: it is none.
@@ -161,7 +161,7 @@ def shared_axis(whole: Box, part: Box) -> tuple[int | None, int]:
     if not differing:
         return None, 1
     (axis, *more) = differing
-    if more or not part[axis] or whole[axis] % part[axis]:
+    if more or not part[axis] or whole[axis] % part[axis] or whole[axis] > most * part[axis]:
         raise ValueError(f"{list(part)} is no part of {list(whole)}")
     return axis, whole[axis] // part[axis]
 

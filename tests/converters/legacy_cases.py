@@ -1,4 +1,4 @@
-"""What runs on every rank (see tests/support/distributed.py): files of ranks written and read by megatron-core alone."""
+"""What runs on every rank (tests/support/distributed.py): files of ranks written and read by megatron-core alone."""
 
 import argparse
 import copy
