@@ -132,6 +132,45 @@ def test_one_architecture_does_not_pass_for_another() -> None:
         registry()["LlamaForCausalLM"].hf_config(family_of(granite).megatron_arguments(granite))
 
 
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+OLD_SPELLINGS: dict[str, dict[str, Any]] = {
+    "gemma 3 4b": config_of(
+        "Gemma3ForCausalLM",
+        rope_theta=1_000_000.0,
+        rope_local_base_freq=10_000.0,
+        rope_scaling={"factor": 8.0, "rope_type": "linear"},
+        sliding_window_pattern=3,
+    ),
+    "gemma 2": config_of("Gemma2ForCausalLM", hidden_act="gelu_pytorch_tanh", rope_theta=10_000.0, head_dim=16),
+    "phi-4": config_of("Phi3ForCausalLM", rope_theta=250_000, rope_scaling=None, partial_rotary_factor=0.75),
+    "glm 4": config_of("Glm4ForCausalLM", rope_theta=10_000.0, rope_scaling=None, partial_rotary_factor=0.25),
+    "olmo 3": config_of(
+        "Olmo3ForCausalLM",
+        rope_theta=500_000,
+        rope_scaling={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "beta_fast": 16},
+    ),
+    "exaone 4": config_of(
+        "Exaone4ForCausalLM",
+        max_position_embeddings=131072,
+        rope_theta=1_000_000,
+        rope_scaling={"rope_type": "llama3", "factor": 16.0, **LLAMA3},
+        sliding_window_pattern=2,
+    ),
+    "minitron": config_of("NemotronForCausalLM", rope_theta=5_000.0, partial_rotary_factor=0.25, norm_eps=1e-6),
+    "granite": config_of("GraniteForCausalLM", rope_theta=10_000.0, rope_scaling=None, embedding_multiplier=12),
+    "ernie": config_of("Ernie4_5ForCausalLM", rope_theta=1_000_000.0, use_bias=True),
+}
+
+
+@pytest.mark.parametrize("case", OLD_SPELLINGS)
+def test_old_spellings_mean_what_transformers_makes_of_them(case: str) -> None:
+    old = OLD_SPELLINGS[case]
+    family = family_of(old)
+    read = transformers.CONFIG_MAPPING[family.name](**old)
+    new = json.loads(read.to_json_string(use_diff=False))
+    assert family.megatron_arguments(old) == family.megatron_arguments(new)
+
+
 def test_patterns_of_windows() -> None:
     def flags(architecture: str, **own: Any) -> tuple[Any, Any, Any]:
         config = config_of(architecture, num_hidden_layers=6, sliding_window=8, **own)
