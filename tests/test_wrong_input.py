@@ -474,6 +474,15 @@ def test_a_full_disk_during_a_save(
     assert list((place.output / "checkpoints").iterdir()) == []
 
 
+def test_a_disk_without_room_for_a_checkpoint_is_known_before_the_first_step(
+    place: Place, small_disk: Callable[[int], Path]
+) -> None:
+    place.output = small_disk(500_000) / "out"
+    ended = cli.in_process(place.argv("--data.cache-dir", str(place.folder / "cache")))
+    cli.assert_explained(ended, "are needed", "the same command then continues")
+    assert not (place.output / "metrics.jsonl").exists()
+
+
 def test_a_full_disk_during_an_export(place: Place, small_disk: Callable[[int], Path]) -> None:
     """The checkpoint before it stays, and the export is made up for when there is room."""
     argv = place.argv("--data.cache-dir", str(place.folder / "cache"), "--steps", "1")

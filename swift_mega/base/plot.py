@@ -73,22 +73,28 @@ def _draw_loss(axes: Axes, lines: Lines) -> None:
             markersize=6,
             label="held out",
         )
-        for index in {0, len(held) - 1}:
-            above = index == 0 or held[index] > held[0]
-            axes.annotate(
-                f"{held[index]:.3f}",
-                (held_steps[index], held[index]),
-                xytext=(0, 9 if above else -16),
-                textcoords="offset points",
-                ha="left" if index == 0 else "right",
-                color=ORANGE,
-                fontweight="bold",
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-            )
+        # Above the first, before which there is no curve, and behind the last, where there is none any more.
+        _label(axes, held_steps[0], held[0], (0, 9), va="bottom")
+        if len(held) > 1:
+            _label(axes, held_steps[-1], held[-1], (8, 0), va="center")
     axes.set_ylabel("loss (nats per token)")
     axes.margins(y=0.12)
     if len(steps) or len(held):
         axes.legend(frameon=False, loc="upper right")
+
+
+def _label(axes: Axes, step: float, loss: float, offset: tuple[float, float], va: str) -> None:
+    axes.annotate(
+        f"{loss:.3f}",
+        (step, loss),
+        xytext=offset,
+        textcoords="offset points",
+        ha="left",
+        va=va,
+        color=ORANGE,
+        fontweight="bold",
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )
 
 
 def _draw_small(axes: Axes, lines: Lines, name: str, label: str) -> None:

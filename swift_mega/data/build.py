@@ -331,9 +331,9 @@ def _write(corpus: Corpus, encode: Encode, dtype: np.dtype[Any], folder: Path, o
     if tally.documents == 0:
         sources = ", ".join(source.name for source in corpus.sources[:SHOWN_SOURCES])
         more = " …" if len(corpus.sources) > SHOWN_SOURCES else ""
-        rows = counted(tally.bad_rows.reasons.total(), "bad row")
+        empty, rows = counted(tally.empty, "empty document"), counted(tally.bad_rows.reasons.total(), "bad row")
         raise UserError(
-            f"there is nothing to write of {sources}{more}: {counted(tally.empty, 'empty document')}, {rows}, no others.",
+            f"there is nothing to write of {sources}{more}: {empty}, {rows}, no others.",
             "Give files with texts, or another `--text-key`.",
         )
     writer.write_index(idx_path(folder / "built"))

@@ -67,4 +67,4 @@ def _beginning(index: Index, document: int, tokenizer: str | None) -> str:
         return f"{head}{ids}{more}"
     from swift_mega.data.tokenizer import load_tokenizer
 
-    return f"{head}{load_tokenizer(tokenizer).decode(ids)}{more}"
+    return f"{head}{load_tokenizer(tokenizer).decode(ids, clean_up_tokenization_spaces=False)}{more}"

@@ -187,8 +187,8 @@ def _identity(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _changes(before: PretrainConfig, now: PretrainConfig) -> list[str]:
-    """`name before → now` for each option that is not as it was."""
-    names = [leaf.path for leaf in configs.leaves(PretrainConfig) if leaf.path != "output"]
+    """`name before → now` for each option that is not as it was; those of the identity only look different."""
+    names = [leaf.path for leaf in configs.leaves(PretrainConfig) if leaf.path not in ("output", *IDENTITY)]
     pairs = ((name, _value(before, name), _value(now, name)) for name in names)
     return [f"{name} {_shown(there)} → {_shown(here)}" for name, there, here in pairs if there != here]
 

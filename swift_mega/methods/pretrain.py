@@ -6,7 +6,7 @@ pretrain(config)        # a PretrainConfig, in a process of torchrun or alone
 
 from typing import TYPE_CHECKING
 
-from swift_mega.base.console import say
+from swift_mega.base.console import counted, say
 from swift_mega.base.world import launched_world_size
 from swift_mega.methods.check import check
 from swift_mega.methods.config import PretrainConfig
@@ -45,7 +45,8 @@ def pretrain(config: PretrainConfig, callbacks: "Sequence[Callback]" = ()) -> Ou
     """
     check(config, launched_world_size() or 1)  # before a process group of the wrong size is asked for
     if outcome := finished(config):
-        say(f"{config.output} is finished: {outcome.checkpoint.name} is its last step. To go on, raise train.steps.")
+        say(f"{config.output} is finished: {outcome.checkpoint.name} has all {counted(config.train.steps, 'step')}.")
+        say("To go on, raise train.steps.")
         return outcome
     from swift_mega import compat
 
