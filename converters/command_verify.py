@@ -1,7 +1,7 @@
-"""Check that two checkpoints are the same model, byte for byte, whatever format and layout each is in.
+"""Byte for byte the same model or not: what `swift-mega convert verify` does without torch.
 
 A and B are Hugging Face folders, Megatron checkpoints or manifests (`swift-mega convert manifest`); without B,
-A is checked against the manifest that lies in it. No model is built; the exit code is 1 if anything differs.
+A is checked against the manifest that lies in it. The exit code is 1 if anything differs.
 """
 
 import argparse

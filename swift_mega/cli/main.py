@@ -27,7 +27,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "pretrain": Command("swift_mega.cli.pretrain", "start or continue the pretraining of a model"),
     "convert": Command("converters.commands", "turn a Hugging Face model into a Megatron checkpoint, or back"),
-    "convert verify": Command("converters.command_verify", "check that two checkpoints are the same model"),
+    "convert verify": Command("swift_mega.cli.verify", "check that two checkpoints are the same model"),
     "convert diff": Command("converters.command_diff", "say how far apart two checkpoints are"),
     "convert inspect": Command("converters.command_inspect", "show what a checkpoint holds and how it is stored"),
     "convert manifest": Command("converters.command_manifest", "write a hash of every tensor of a model"),

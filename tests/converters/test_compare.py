@@ -82,3 +82,15 @@ def test_inspect_needs_no_supported_architecture(tmp_path: Path) -> None:
     save_file({"some.thing": torch.zeros(3)}, tmp_path / "model.safetensors")
     assert main(["convert", "inspect", str(tmp_path)]) == 0
     assert main(["convert", "inspect", str(tmp_path / "nothing")]) == 2
+
+
+def test_logits_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.support import newcomer
+
+    newcomer.tiny_model(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "megatron")
+    sides = [str(tmp_path / "megatron"), str(tmp_path / "hf")]
+    assert main(["convert", "verify", *sides, "--logits", "And it came to pass"]) == 0
+    assert "the likeliest token is the same" in capsys.readouterr().out
+    assert main(["convert", "verify", *sides[::-1], "--logits", "And it came to pass"]) == 2
+    assert main(["convert", "verify", sides[0], "--logits", "And"]) == 2
