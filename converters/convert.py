@@ -5,9 +5,7 @@ target has been accounted for, and there is a plan (`converters.plan`). The resu
 beside the target and renamed when it is complete; a conversion that was interrupted goes on where it stopped.
 """
 
-import argparse
 import contextlib
-import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from converters import checkpoint, engine, ranks
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import padded_vocab_size
 from converters.hf import canonical, repeated
+from converters.megatron_lm import megatron_lm_arguments
 from converters.plan import Plan, Target, make_plan
 from converters.scatter import scattered
 from converters.source import Source, open_source
@@ -154,7 +153,7 @@ def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
             {
                 "checkpoint_version": 3.0,
                 "iteration": 0,
-                "args": _megatron_namespace(source, tensors[EMBEDDING].shape[0]),
+                "args": megatron_lm_arguments(source.arguments, tensors[EMBEDDING].shape[0]),
                 "content_metadata": {"singleton_local_shards": False},
             }
         ),
@@ -172,7 +171,7 @@ def _to_legacy(source: Source, root: Path, options: Options) -> Conversion:
         tensors[key] = TensorSpec((padded, hidden), dtypes[key])
         space[key] = extended(space[key], padded)
     folder = root / checkpoint.RELEASE
-    namespace = _megatron_namespace(source, padded)
+    namespace = megatron_lm_arguments(source.arguments, padded)
     vars(namespace).update(grid.arguments)
     others = {"checkpoint_version": 3.0, "iteration": 0, "args": namespace}
     target = scattered(folder, tensors, source.rules, source.arguments, grid, others)
@@ -192,18 +191,6 @@ def _beside(
         specs = {name: stored.spec for name, stored in source.set_aside.items()}
         target = target.joined(safetensors.one_file(hf / checkpoint.UNMAPPED, specs))
     return Conversion(source, to, target, make_plan(space | source.set_aside, target.space), hf, tensors)
-
-
-def _megatron_namespace(source: Source, padded_vocab_size: int) -> argparse.Namespace:
-    """The arguments under which Megatron-LM would have made the checkpoint; it checks some of them at loading."""
-    fields = {
-        name: value
-        for name, value in dataclasses.asdict(source.arguments).items()
-        if isinstance(value, bool | int | float | str | list | tuple | type(None))
-    }
-    return argparse.Namespace(
-        **fields, padded_vocab_size=padded_vocab_size, add_position_embedding=False, swiglu=source.arguments.swiglu
-    )
 
 
 def _small(key: str, offset: Box, shape: Box, dtype: str) -> Iterator[tuple[str, Box, Box]]:
