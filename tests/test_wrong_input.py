@@ -203,6 +203,12 @@ EARLY: dict[str, tuple[Spoil, list[str], str, str]] = {
         "Give the path of a folder",
     ),
     "no checkpoint to resume": (nothing, ["--resume", "nowhere"], "nowhere is no Megatron checkpoint", "root folder"),
+    "too little data": (
+        nothing,
+        ["--sequence-length", "64", "--split", "1,999,0"],
+        "one sample takes sequence_length + 1 = 65",
+        "Give more text",
+    ),
     "split of words": (nothing, ["--split", "a,b,c"], "`data.split` 'a,b,c' is not up to three shares", "`969,30,1`"),
     "split of four": (nothing, ["--split", "1,1,1,1"], "is not up to three shares", "`969,30,1`"),
     "split below 0": (nothing, ["--split=-1,2,3"], "is not up to three shares", "`969,30,1`"),
@@ -301,12 +307,6 @@ LATE: dict[str, tuple[Spoil, list[str], str, str]] = {
         [],
         "holds token 300, the model's vocabulary ends at 299",
         "the model's own tokenizer",
-    ),
-    "too little data": (
-        nothing,
-        ["--sequence-length", "64", "--split", "1,999,0"],
-        "one sample takes sequence_length + 1 = 65",
-        "Give more text",
     ),
     "weight left out": (
         weight_left_out,

@@ -1,6 +1,4 @@
-"""How data is written in a configuration: prefixes with or without weights, and shares of a split. Torch-free."""
-
-import math
+"""How a blend of sources is written in `data.train`: prefixes, each with a weight or none with one. Torch-free."""
 
 from swift_mega.base.errors import UserError
 
@@ -23,23 +21,6 @@ def parse_blend(entries: list[str]) -> tuple[list[str], list[float] | None]:
     if twice:
         raise UserError(f"`{twice[0]}` is listed twice.", "List it once, with the sum of the weights.")
     return prefixes, weights or None
-
-
-def parse_split(split: str) -> list[float]:
-    """`969,30,1` → the shares of train, valid and test, as they stand; those left out are 0.
-
-    Raises:
-        UserError: not one to three numbers, a negative one, or nothing to train on.
-    """
-    try:
-        shares = [float(share) for share in split.replace("/", ",").split(",")]
-    except ValueError:
-        shares = []
-    if not 1 <= len(shares) <= 3 or not all(0 <= share < math.inf for share in shares):
-        raise UserError(f"`data.split` {split!r} is not up to three shares.", "For example `969,30,1`, or `100,0,0`.")
-    if shares[0] == 0:
-        raise UserError(f"`data.split` {split} leaves nothing to train on.", "Its first number must be above 0.")
-    return [*shares, 0.0, 0.0][:3]
 
 
 def _parse_entry(entry: str) -> tuple[float | None, str]:

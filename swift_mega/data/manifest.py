@@ -108,7 +108,8 @@ def check(prefix: str, vocab_size: int | None, tokenizer: TokenizerInfo | None =
     index, manifest = read_index(prefix), read_manifest(prefix)
     if index.tokens == 0:
         raise UserError(
-            f"{prefix} is empty: {index.documents} documents, 0 tokens.", "Leave it out of the list of data."
+            f"{prefix} is empty: {index.documents} documents, 0 tokens.",
+            "Leave it out of the list of data, or build it again from texts that are not empty.",
         )
     if manifest is None:
         return index, None

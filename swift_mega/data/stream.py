@@ -24,16 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from megatron.core.datasets import helpers
-from megatron.core.datasets.blended_megatron_dataset_config import convert_split_vector_to_split_matrix
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from megatron.core.datasets.utils import Split, normalize
+from megatron.core.datasets.utils import Split
 
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
-from swift_mega.data import manifest
-from swift_mega.data.blend import parse_blend, parse_split
+from swift_mega.data import manifest, shares
+from swift_mega.data.blend import parse_blend
 from swift_mega.data.config import DataConfig
 from swift_mega.data.tokenizer import TokenizerInfo
 from swift_mega.parallel.agree import on_main
@@ -80,28 +79,16 @@ def build_streams(
         UserError: nothing to read, a source that is missing, damaged, empty, tokenized otherwise or
             shorter than one sample, a split or weight that makes no sense, a full disk.
     """
-    if not config.train:
-        raise UserError(
-            "`data.train` names no data.", "Give it prefixes of .bin/.idx files: `--data.train data/books`."
-        )
     maker = _Maker(config, seed, vocab_size, eod, Path(cache_dir), tokenizer)
-    held_out = {"valid": config.valid, "test": config.test}
-    train_part, *held_out_parts = _split(config.split)
-    assert train_part is not None  # parse_split
-    parts = dict(zip(held_out, held_out_parts, strict=True))
-
-    def held_out_stream(name: str) -> "Stream | None":
-        if eval_samples and held_out[name]:
-            return maker.stream(held_out[name], (0.0, 1.0), name, eval_samples)
-        part = parts[name]
-        return maker.stream(config.train, part, name, eval_samples) if eval_samples and part else None
-
-    train = maker.stream(config.train, train_part, "train", total_train_samples)
-    streams = Streams(train, held_out_stream("valid"), held_out_stream("test"))
+    found = {
+        name: maker.stream(entries, part, name, total_train_samples if name == "train" else eval_samples)
+        for name, (entries, part) in shares.streams(config, evaluates=eval_samples > 0).items()
+    }
+    streams = Streams(found["train"], found.get("valid"), found.get("test"))
     evaluated = [stream for stream in (streams.valid, streams.test) if stream]
 
     def write_indexes() -> None:
-        train.prepare(consumed_samples)
+        streams.train.prepare(consumed_samples)
         for stream in evaluated:
             stream.prepare()
 
@@ -111,12 +98,6 @@ def build_streams(
         if times > 1:
             say(f"{stream.name}: an evaluation takes {eval_samples} samples; some of its text counts {times} times")
     return streams
-
-
-def _split(split: str) -> list[tuple[float, float] | None]:
-    """`969,30,1` → the share of documents of train, valid and test as (from, to), None for an empty one."""
-    # megatron-core's own parser reads `1e-1` as two shares.
-    return list(convert_split_vector_to_split_matrix(normalize(parse_split(split))))
 
 
 @dataclass(frozen=True)
@@ -130,25 +111,18 @@ class _Maker:
     cache_dir: Path
     tokenizer: TokenizerInfo | None
 
-    def stream(self, entries: list[str], part: tuple[float, float], name: str, samples: int) -> "Stream":
+    def stream(self, entries: list[str], part: shares.Part, name: str, samples: int) -> "Stream":
         prefixes, weights = parse_blend(entries)
         sources = [self._source(prefix, part, name) for prefix in prefixes]
         weights = weights or [float(source.samples) for source in sources]
-        shares = [weight / sum(weights) for weight in weights]
-        return Stream(name, sources, shares, samples, self.cache_dir, self.vocab_size)
+        weights = [weight / sum(weights) for weight in weights]
+        return Stream(name, sources, weights, samples, self.cache_dir, self.vocab_size)
 
-    def _source(self, prefix: str, part: tuple[float, float], name: str) -> "Source":
+    def _source(self, prefix: str, part: shares.Part, name: str) -> "Source":
         index, described = manifest.check(prefix, self.vocab_size, self.tokenizer)
-        # The same rounding as BlendedMegatronDatasetBuilder, so that a split means what it means there.
-        first, last = (round(share * float(index.documents)) for share in part)
+        length = self.config.sequence_length
+        first, last, tokens = shares.documents(index, part, name, length)
         lengths = index.lengths[first:last]
-        tokens, length = int(lengths.sum(dtype=np.int64)), self.config.sequence_length
-        if tokens < length + 1:
-            raise UserError(
-                f"{prefix} has {tokens} tokens in the {last - first} documents for {name}; one sample takes "
-                f"sequence_length + 1 = {length + 1}.",
-                "Give more text, a shorter `data.sequence_length`, or another `data.split`.",
-            )
         key = hashlib.blake2b(lengths.tobytes(), digest_size=12).hexdigest()
         return Source(
             prefix=prefix,

@@ -14,10 +14,10 @@ from converters.stores import safetensors
 from swift_mega.base.errors import UserError
 from swift_mega.base.hub import check_name
 from swift_mega.base.reading import read_errors_are_the_users
-from swift_mega.data import manifest
-from swift_mega.data.blend import parse_split
+from swift_mega.data import manifest, shares
+from swift_mega.data.blend import parse_blend
 from swift_mega.methods.config import PretrainConfig
-from swift_mega.methods.output import check_output, data_prefixes, finished, resume_folder
+from swift_mega.methods.output import check_output, finished, resume_folder
 from swift_mega.parallel.layout import check_batch, check_layout, check_sequence_length, data_parallel_size
 from swift_mega.train.schedule import check_schedule
 
@@ -53,7 +53,6 @@ def check(config: PretrainConfig, world_size: int) -> MegatronArguments | None:
     """
     _check_numbers(config)
     check_schedule(config.optimizer, config.train.steps)
-    parse_split(config.data.split)
     arguments = _local_arguments(config)
     if arguments:
         # Before the number of processes: that can follow the layout, the model cannot.
@@ -109,12 +108,11 @@ def _local_arguments(config: PretrainConfig) -> MegatronArguments | None:
 
 
 def _check_data(config: PretrainConfig, arguments: MegatronArguments | None) -> None:
-    if not config.data.train:
-        raise UserError(
-            "`data.train` names no data.", "Give it prefixes of .bin/.idx files: `--data.train data/books`."
-        )
-    for prefix in data_prefixes(config):
-        manifest.check(prefix, arguments.vocab_size if arguments else None)
+    streams = shares.streams(config.data, evaluates=config.train.eval_batches > 0)
+    for name, (entries, part) in streams.items():
+        for prefix in parse_blend(entries)[0]:
+            index, _ = manifest.check(prefix, arguments.vocab_size if arguments else None)
+            shares.documents(index, part, name, config.data.sequence_length)
 
 
 def _check_numbers(config: PretrainConfig) -> None:

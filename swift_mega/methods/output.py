@@ -23,7 +23,8 @@ from swift_mega.base.errors import UserError
 from swift_mega.base.reading import read_errors_are_the_users
 from swift_mega.base.writing import write_errors_are_the_users
 from swift_mega.data import manifest
-from swift_mega.data.blend import parse_blend, parse_split
+from swift_mega.data.blend import parse_blend
+from swift_mega.data.shares import parse_split
 from swift_mega.methods.config import PretrainConfig
 
 RECORD, DATA_RECORD = "run.yaml", "data.json"
@@ -163,13 +164,9 @@ def _check_same_data(config: PretrainConfig) -> None:
 
 def _fingerprints(config: PretrainConfig) -> list[tuple[str, str]]:
     """What each source of the run holds, in the order in which they are named."""
-    return [(prefix, manifest.fingerprint(prefix)) for prefix in data_prefixes(config)]
-
-
-def data_prefixes(config: PretrainConfig) -> list[str]:
-    """Every `.bin/.idx` pair that the run reads."""
     data = config.data
-    return [prefix for entries in (data.train, data.valid, data.test) for prefix in parse_blend(entries)[0]]
+    prefixes = [prefix for entries in (data.train, data.valid, data.test) for prefix in parse_blend(entries)[0]]
+    return [(prefix, manifest.fingerprint(prefix)) for prefix in prefixes]
 
 
 def _identity(config: PretrainConfig) -> dict[str, Any]:
@@ -181,8 +178,7 @@ def _identity(config: PretrainConfig) -> dict[str, Any]:
     for name in ("model.path", "model.tokenizer"):
         if values[name] and Path(values[name]).is_dir():
             values[name] = Path(values[name]).resolve()
-    shares = parse_split(values["data.split"])
-    values["data.split"] = [share / sum(shares) for share in shares]
+    values["data.split"] = parse_split(values["data.split"])
     return values
 
 

@@ -21,7 +21,8 @@ from swift_mega.base.errors import UserError
 from swift_mega.data import stream as stream_module
 from swift_mega.data.config import DataConfig
 from swift_mega.data.loader import loader
-from swift_mega.data.stream import Stream, Streams, _split, build_streams, epoch_seed
+from swift_mega.data.shares import parse_split
+from swift_mega.data.stream import Stream, Streams, build_streams, epoch_seed
 
 LENGTH = 8
 
@@ -248,9 +249,9 @@ def test_two_ranks_read_the_same_and_fail_together(
 
 @pytest.mark.parametrize("split", ["969,30,1", "99", "90/10", ".8,.15,.05", "98.5, 1, .5"])
 def test_shares_are_megatrons(split: str) -> None:
-    assert _split(split) == convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
+    assert parse_split(split) == convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
 
 
 def test_shares_as_powers_of_ten() -> None:
-    assert _split("1e2,0,0") == _split("100,0,0")
-    assert _split("99,1e0,0") == _split("99,1,0")
+    assert parse_split("1e2,0,0") == parse_split("100,0,0")
+    assert parse_split("99,1e0,0") == parse_split("99,1,0")
