@@ -57,6 +57,12 @@ class Family:
 
     def hf_config(self, arguments: MegatronArguments, base: Config | None = None) -> Config:
         """The way back. What `base` already says the same way keeps its spelling, the rest is written anew."""
+        if arguments.missing and not base:
+            raise UserError(
+                f"missing={arguments.missing!r} cannot be written as this architecture, {self.name}: no Megatron "
+                "argument says it.",
+                "Export with the model's own config.json.",
+            )
         config: Config = dict(base) if base else {"architectures": [self.architectures[0]], "model_type": self.name}
         for row in self.config:
             written = row.to_hf(arguments)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.config_table import Config, MegatronArguments
-from converters.rope_table import yarn, yarn_entry
+from converters.rope_table import Rope, yarn, yarn_entry
 from converters.window_table import NO_WINDOW
 
 
@@ -52,6 +52,52 @@ class FirstLayersDense:
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         return {self.fields[0]: len(arguments.layers("dense"))}
+
+
+@dataclass(frozen=True)
+class LayersInRange:
+    """Every `moe_layer_interval`-th layer from a first to a last one has experts."""
+
+    fields: tuple[str, ...] = ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        first, last = config.get("moe_layer_start_index", 1), config.get("moe_layer_end_index", -1)
+        step, count = config.get("moe_layer_interval") or 1, config["num_hidden_layers"]
+        inside = range(first, count if last == -1 else last + 1)
+        return layers_with_experts([int(layer in inside and (layer + 1) % step == 0) for layer in range(count)])
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        layers = arguments.layers("moe")
+        return dict(zip(self.fields, (layers[0], layers[-1], 1), strict=True))
+
+
+@dataclass(frozen=True)
+class ListedLayers:
+    """`moe_layers` lists the layers with experts; without it every `interleave_moe_layer_step`-th has them."""
+
+    fields: tuple[str, ...] = ("moe_layers", "interleave_moe_layer_step")
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        step, layers = config.get("interleave_moe_layer_step") or 1, range(config["num_hidden_layers"])
+        listed = config.get("moe_layers") or list(layers[step - 1 :: step])
+        return layers_with_experts([int(layer in listed) for layer in layers])
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {"moe_layers": arguments.layers("moe")}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What every model of the family needs and megatron-core does not have; a name in `converters.missing`."""
+
+    feature: str
+    fields: tuple[str, ...] = ()
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        return {"missing": (self.feature,)}
+
+    def to_hf(self, arguments: MegatronArguments) -> Config:
+        return {}
 
 
 def layers_with_experts(experts: list[int]) -> dict[str, Any]:
@@ -225,3 +271,12 @@ class LatentRope:
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         return {"rope_parameters": {"rope_theta": arguments.rotary_base, **yarn_entry(arguments.yarn)}}
+
+
+class RopeOfSize(Rope):
+    """Rotary embedding of which `rotary_dim` may say how much of a head it rotates."""
+
+    def to_megatron(self, config: Config) -> dict[str, Any]:
+        """As every rotary embedding, with the part of a head in the spelling that they have."""
+        size, head = config.get("rotary_dim"), config.get("head_dim")
+        return super().to_megatron(config | ({"partial_rotary_factor": size / head} if size and head else {}))

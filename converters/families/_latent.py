@@ -1,9 +1,7 @@
-"""Multi-latent attention (MLA) of DeepSeek's models, and their layers that predict further tokens (MTP).
+"""Multi-latent attention (MLA) of DeepSeek's models.
 
 Query, key and value are made of latents: `…_a_proj` down to one, `…_b_proj` up to all heads.
 """
-
-import dataclasses
 
 from converters.config_table import Nullable, Only, Row, Same
 from converters.families._common import norm
@@ -48,26 +46,3 @@ LATENT_ATTENTION: tuple[Rule, ...] = (
     Rule(_MEGATRON + "linear_kv_up_proj.weight", (hf(_HF + "kv_b_proj.weight", "latent_key_value", "latent_rank"),)),
     Rule(_MEGATRON + "linear_proj.weight", (hf(_HF + "o_proj.weight", "hidden", "latent_value"),)),
 )
-
-
-def mtp(layer: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """The rules of an MTP layer, which has a decoder layer of its own: the model's with experts."""
-    own, name = "mtp.layers.{mtp}.", "model.layers.{layer}."
-    return (
-        Rule(own + "enorm.weight", (hf(name + "enorm.weight", "hidden"),)),
-        Rule(own + "hnorm.weight", (hf(name + "hnorm.weight", "hidden"),)),
-        Rule(own + "eh_proj.weight", (hf(name + "eh_proj.weight", "hidden", "two_hidden"),)),
-        Rule(own + "final_layernorm.weight", (hf(name + "shared_head.norm.weight", "hidden"),)),
-        *(
-            dataclasses.replace(rule, megatron=rule.megatron.replace("decoder.layers.", own + "transformer_layer."))
-            for rule in layer
-            if rule.layers != "dense"
-        ),
-    )
-
-
-MTP_COPIES = (
-    ("model.layers.{layer}.embed_tokens.weight", "model.embed_tokens.weight"),
-    ("model.layers.{layer}.shared_head.head.weight", "lm_head.weight"),
-)
-"""An MTP layer's file holds embedding and output layer again."""

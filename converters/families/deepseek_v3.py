@@ -2,8 +2,9 @@
 
 from converters.config_table import Fixed, Lacking, Only, Same
 from converters.families._common import EMBEDDINGS, RECOMPUTABLE, SHARED, changed
-from converters.families._latent import LATENT_ATTENTION, LATENT_CONFIG, MTP_COPIES, mtp
+from converters.families._latent import LATENT_ATTENTION, LATENT_CONFIG
 from converters.families._moe import DENSE_LAYERS, MOE_NORM, expert_bias, experts, router, shared_experts
+from converters.families._mtp import MTP_COPIES, mtp
 from converters.family import Family
 from converters.moe_table import (
     ExpertScale,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from converters import checkpoint
 from converters.convert import Options, convert
 from converters.family import family_of, padded_vocab_size
+from converters.missing import MISSING, check_trainable
 from converters.stores.safetensors import SINGLE, open_folder
 from converters.stores.torch_dist import open_checkpoint
 from converters.torch_tensors import to_torch
@@ -27,6 +28,7 @@ from .test_view import boxed, source_of
 
 TinyModel = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
+ALL = tiny_moe.MODELS | tiny_moe.CONVERTED_ONLY
 
 
 def view_of(folder: Path) -> MegatronView:
@@ -51,12 +53,16 @@ def changed(folder: Path, target: Path, edit: Callable[[Tensors], Tensors]) -> P
     return target
 
 
-@pytest.mark.parametrize("name", tiny_moe.MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_config_goes_both_ways(name: str, tiny_model: TinyModel) -> None:
     config = checkpoint.read_config(tiny_model(name))
     family = family_of(config)
     there = family.megatron_arguments(config)
     assert family.hf_config(there, config) == config
+    if there.missing:
+        with pytest.raises(UserError, match="cannot be written as this architecture"):
+            family.hf_config(there)
+        return
     alone = family.hf_config(there)
     assert family.megatron_arguments(alone) == there
     # transformers must read what was written as the same model.
@@ -64,7 +70,15 @@ def test_config_goes_both_ways(name: str, tiny_model: TinyModel) -> None:
     assert family.megatron_arguments(json.loads(ours.to_json_string(use_diff=False))) == there
 
 
-@pytest.mark.parametrize("name", tiny_moe.MODELS)
+@pytest.mark.parametrize("name", tiny_moe.CONVERTED_ONLY)
+def test_what_megatron_lacks_is_named(name: str, tiny_model: TinyModel) -> None:
+    arguments = view_of(tiny_model(name)).arguments
+    with pytest.raises(UserError, match="megatron-core's GPT model lacks what this model needs") as error:
+        check_trainable(arguments)
+    assert all(MISSING[feature] in error.value.what for feature in arguments.missing)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_pieces_put_together_are_the_tensor(name: str, tiny_model: TinyModel) -> None:
     view = view_of(tiny_model(name))
     for key, spec in view.tensors.items():
@@ -77,7 +91,7 @@ def test_pieces_put_together_are_the_tensor(name: str, tiny_model: TinyModel) ->
         assert built.tobytes() == view.read(key, (0,) * len(spec.shape), spec.shape).tobytes(), key
 
 
-@pytest.mark.parametrize("name", tiny_moe.MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_round_trip_is_byte_identical(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
     convert(tiny_model(name), tmp_path / "megatron")
     convert(tmp_path / "megatron", tmp_path / "hf")

@@ -26,7 +26,7 @@ TinyModel = Callable[..., Path]
 EP2 = {"expert_model_parallel_size": 2}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP1": (1, {}),
-    "TP2": (2, TP2 | SP),
+    "TP2+SP": (2, TP2 | SP),
     "PP2": (2, PP2),
     "PP2xVPP2": (2, PP2 | VPP2),
     "TP2xPP2": (4, TP2 | SP | PP2),

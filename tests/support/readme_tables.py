@@ -57,8 +57,9 @@ def _of(family: Family, models: dict[str, tuple[str, dict[str, Any]]]) -> list[d
 
 
 def _trains(family: Family) -> str:
-    converted_only = _of(family, tiny_dense.CONVERTED_ONLY)
-    lacks = "; ".join(MISSING[name] for config in converted_only for name in family.megatron_arguments(config).missing)
+    converted_only = _of(family, tiny_dense.CONVERTED_ONLY | tiny_moe.CONVERTED_ONLY)
+    missing = [name for config in converted_only for name in family.megatron_arguments(config).missing]
+    lacks = "; ".join(MISSING[name] for name in dict.fromkeys(missing))
     if not lacks:
         return "yes"
     return f"yes, but not with {lacks}" if _tested(family) else f"no: megatron-core has no {lacks}"

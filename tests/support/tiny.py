@@ -73,7 +73,9 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 
 def save(name: str, folder: Path, dtype: str = "float32") -> Path:
     """Make the tiny model `name` and save it as transformers does."""
-    model_type, changes = (TINY | tiny_dense.MODELS | tiny_dense.CONVERTED_ONLY | tiny_moe.MODELS)[name]
+    model_type, changes = (
+        TINY | tiny_dense.MODELS | tiny_dense.CONVERTED_ONLY | tiny_moe.MODELS | tiny_moe.CONVERTED_ONLY
+    )[name]
     if model_type in tiny_dense.REMOTE:
         _save("llama", changes, name, folder.with_name(f"{folder.name}-llama"), dtype)
         tiny_dense.save_remote(model_type, folder)
