@@ -411,16 +411,26 @@ def test_weights_of_a_damaged_checkpoint(trained: Place, name: str) -> None:
     assert not (trained.folder / "hf").exists()
 
 
-UNREADABLE = ["data.idx", "data.bin", "data.json", "model/config.json", "model/model.safetensors", "out/run.yaml"]
+UNREADABLE = [
+    "data.idx",
+    "data.bin",
+    "data.json",
+    "model/config.json",
+    "model/model.safetensors",
+    "out",
+    "out/run.yaml",
+]
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_a_file_of_a_run_that_may_not_be_read(place: Place, two_steps: Place, name: str) -> None:
     if name.startswith("out"):
         place.output = shutil.copytree(two_steps.output, place.folder / "out")
+    mode = (place.folder / name).stat().st_mode
     (place.folder / name).chmod(0)
     with permissions_count():
         ended = cli.in_process(place.argv("--dry-run"))
+    (place.folder / name).chmod(mode)
     cli.assert_explained(ended, "Permission denied", "")
     assert str(place.folder / name) in ended.err
 

@@ -215,11 +215,10 @@ class Corpus:
         self.text_key = text_key
         self.sources: list[Source] = []
         for name in inputs:
-            found = find_files(name)
-            if found is None:
-                self.sources.append(HubDataset(name, text_key, subset, split))
-            else:
-                self.sources.extend(open_file(path, text_key, txt_documents) for path in found)
+            with read_errors_are_the_users(name):
+                found = find_files(name)
+                files = [open_file(path, text_key, txt_documents) for path in found or []]
+            self.sources += [HubDataset(name, text_key, subset, split)] if found is None else files
 
     @property
     def bytes(self) -> int:

@@ -77,10 +77,11 @@ def read_index(prefix: str | Path) -> Index:
     """
     idx, binary = idx_path(prefix), bin_path(prefix)
     for path in (idx, binary):
-        if not path.is_file():
-            raise UserError(
-                f"{path} does not exist.", "Give the path without `.bin`; `swift-mega data build` writes both."
-            )
+        with read_errors_are_the_users(path):
+            if not path.is_file():
+                raise UserError(
+                    f"{path} does not exist.", "Give the path without `.bin`; `swift-mega data build` writes both."
+                )
     index = _read_idx(prefix, idx)
     with read_errors_are_the_users(binary), binary.open("rb"):
         pass  # here, and not when training is about to begin

@@ -100,7 +100,9 @@ def layers_per_run(config: PretrainConfig, arguments: MegatronArguments) -> int:
 
 
 def _local_arguments(config: PretrainConfig) -> MegatronArguments | None:
-    if not Path(config.model.path).is_dir():
+    with read_errors_are_the_users(config.model.path):
+        is_here = Path(config.model.path).expanduser().is_dir()
+    if not is_here:
         check_name(config.model.path)
         return None
     hf_config = checkpoint.read_config(config.model.path)

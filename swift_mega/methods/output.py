@@ -77,7 +77,9 @@ def exports(config: PretrainConfig) -> Path:
 def check_output(config: PretrainConfig) -> None:
     """Refuse an output folder that is not this run's; nothing is written."""
     folder = Path(config.output)
-    if (folder / RECORD).exists():
+    with read_errors_are_the_users(folder):
+        has_record = (folder / RECORD).exists()
+    if has_record:
         _check_same_run(config, _read_record(folder / RECORD))
         _check_same_data(config)
     elif folder.exists() and not folder.is_dir():
@@ -207,10 +209,11 @@ def resume_folder(config: PretrainConfig) -> Path | None:
     resume, root = config.checkpoint.resume, checkpoints(config)
     if resume == "never":
         return None
-    if resume != "auto" and Path(resume).resolve().is_relative_to(root.resolve()):
-        return folders.latest(Path(resume))  # also where the newest of them is lost
-    own = _newest(root)
-    return own if own or resume == "auto" else folders.latest(Path(resume))
+    with read_errors_are_the_users(root):
+        if resume != "auto" and Path(resume).resolve().is_relative_to(root.resolve()):
+            return folders.latest(Path(resume))  # also where the newest of them is lost
+        own = _newest(root)
+        return own if own or resume == "auto" else folders.latest(Path(resume))
 
 
 def _newest(root: Path) -> Path | None:
