@@ -61,13 +61,15 @@ def block_spec(
 ) -> TransformerBlockSubmodules:
     """What `GPTModel` takes as `transformer_layer_spec`, for one virtual pipeline stage."""
     build = _transformer_engine_layer if transformer_impl == "transformer_engine" else _local_layer
-    kinds = {experts: build(arguments, experts) for experts in (False, True)}
+    with_experts = set(arguments.layers("moe"))
+    kinds = {
+        experts: build(arguments, experts) for experts in {layer in with_experts for layer in arguments.layers("all")}
+    }
     for layer in kinds.values():
         _bias_output_projection(arguments, layer)
         _scale_residuals(arguments, layer)
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     here = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
-    with_experts = set(arguments.layers("moe"))
     # A bare layer spec would bring megatron's own norm at the end of the block.
     return TransformerBlockSubmodules(
         layer_specs=[kinds[layer in with_experts] for layer in here],

@@ -26,8 +26,10 @@ def one_rank() -> Iterator[None]:
     groups.shutdown()
 
 
-def attention(layer_number: int = 1, softmax_scale: float | None = None, **config: Any) -> SDPAAttention:
-    return SDPAAttention(
+def attention(
+    layer_number: int = 1, softmax_scale: float | None = None, softcap: float | None = None, **config: Any
+) -> SDPAAttention:
+    return type("Attention", (SDPAAttention,), {"softcap": softcap})(
         config=TransformerConfig(
             num_layers=4,
             hidden_size=H * D,
@@ -79,12 +81,7 @@ def test_scale() -> None:
 
 @pytest.mark.parametrize("window", [None, (3, 0)])
 def test_soft_cap(window: tuple[int, int] | None) -> None:
-    capped = attention(softmax_scale=0.7, window_size=window)
-    type(capped).softcap = 1.5
-    try:
-        found = capped(*inputs(), None)
-    finally:
-        type(capped).softcap = None
+    found = attention(softmax_scale=0.7, softcap=1.5, window_size=window)(*inputs(), None)
     may_see = CAUSAL & torch.ones(S, S, dtype=torch.bool).triu(-3) if window else CAUSAL
     torch.testing.assert_close(found, written_out(*inputs(), may_see, scale=0.7, softcap=1.5))
     assert not torch.allclose(found, written_out(*inputs(), may_see, scale=0.7))
