@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocab-divisible-by",
         type=int,
-        default=128,
         metavar="N",
-        help="pad the Megatron embedding to a multiple of N times --target-tp (default: 128)",
+        help="pad the Megatron embedding to a multiple of N times --target-tp (default: 128; what is padded already "
+        "stays as it is where neither is given)",
     )
     parser.add_argument(
         "--target-tp", type=int, default=1, metavar="N", help="tensor parallel size to pad or write for (default: 1)"
@@ -52,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["transformer_engine", "local"],
         default="transformer_engine",
         help="of --to legacy: layers in whose words the files are written (default: transformer_engine)",
+    )
+    parser.add_argument(
+        "--keys",
+        choices=["stacked", "per-layer"],
+        help="of --to megatron: all equal layers in one tensor, or each its own (default: as they are)",
+    )
+    parser.add_argument(
+        "--weights-only", action="store_true", help="leave out optimizer, random states and step of a checkpoint"
     )
     parser.add_argument(
         "--config", type=Path, metavar="FOLDER", help="where config.json and tokenizer are, for a source without them"
@@ -76,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
     from swift_mega.base.hub import resolve_model
 
     for name in ("vocab_divisible_by", "target_tp", "target_pp", "target_vpp", "target_ep", "jobs", "nodes"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}.", "Give a number of at least 1.")
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {number}.", "Give a number of at least 1.")
     if not 0 <= args.node_rank < args.nodes:
         raise UserError(f"--node-rank is {args.node_rank} of --nodes {args.nodes}.", f"Give 0 to {args.nodes - 1}.")
     options = Options(
@@ -90,6 +98,8 @@ def run(args: argparse.Namespace) -> None:
         target_vpp=args.target_vpp,
         target_ep=args.target_ep,
         layer_spec=args.layer_spec,
+        keys=args.keys,
+        weights_only=args.weights_only,
         config=args.config,
         allow_unmapped=args.allow_unmapped,
         jobs=args.jobs,

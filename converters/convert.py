@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,17 @@ from converters.family import padded_vocab_size
 from converters.hf import canonical, repeated
 from converters.megatron_lm import megatron_lm_arguments
 from converters.plan import Plan, Target, make_plan
+from converters.relayout import (
+    CONTENT,
+    Content,
+    Keys,
+    boxes_per_layer,
+    check_form,
+    per_layer,
+    relaid,
+    specs_per_layer,
+    weight_of,
+)
 from converters.scatter import scattered
 from converters.source import Source, open_source
 from converters.space import Box, Space, extended, in_order_of
@@ -37,6 +48,9 @@ DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 """`--dtype` → torch's name."""
 
 NAMES = {"hf": "Hugging Face", "megatron": "Megatron", "legacy": "Megatron, a file for each rank"}
+DIVISIBLE_BY = 128
+"""What Megatron pads the vocabulary to a multiple of by default."""
+VOCABULARY = {EMBEDDING, OUTPUT}
 MAX_CHUNK_BYTES = 1 << 30
 """A larger box of a tensor is stored in several chunks, cut along its rows."""
 
@@ -52,9 +66,16 @@ class Options:
     dtype: str | None = None
     """torch's name of the dtype to cast to. None: as stored."""
 
-    vocab_divisible_by: int = 128
+    vocab_divisible_by: int | None = None
     target_tp: int = 1
-    """The Megatron embedding is padded to a multiple of vocab_divisible_by × target_tp."""
+    """The Megatron embedding is padded to a multiple of vocab_divisible_by (None: 128) × target_tp; one that is padded
+    already stays as it is where neither is given."""
+
+    keys: Keys | None = None
+    """Form of the keys of a Megatron checkpoint. None: as they are, or as megatron-core has them by default."""
+
+    weights_only: bool = False
+    """Leave out what a Megatron checkpoint holds besides the weights."""
 
     target_pp: int = 1
     target_vpp: int = 1
@@ -113,14 +134,13 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
         UserError: whatever a user can mend; nothing is left at the target then.
     """
     source, target, options = Path(source), Path(target), options or Options()
-    opened = open_source(source, options.vocab_divisible_by, options.target_tp, options.allow_unmapped, options.config)
+    opened = open_source(
+        source, options.vocab_divisible_by or DIVISIBLE_BY, options.target_tp, options.allow_unmapped, options.config
+    )
     other: Format = "megatron" if opened.kind == "hf" else "hf"
     direction = to or other
-    if direction == opened.kind != "legacy":
-        raise UserError(
-            f"{source} is a {'Megatron checkpoint' if other == 'hf' else 'Hugging Face folder'} already.",
-            f"Leave out --to, or say --to {other}.",
-        )
+    if direction == opened.kind == "hf":
+        raise UserError(f"{source} is a Hugging Face folder already.", f"Leave out --to, or say --to {other}.")
     staging = _staging(source, target, options.overwrite)
     conversion = _CONVERSIONS[direction](opened, staging, options)
     _say(conversion)
@@ -137,47 +157,68 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
 
 
 def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
-    dtypes = _dtypes(source, options.dtype)
-    tensors = {key: TensorSpec(stored.spec.shape, dtypes[key]) for key, stored in source.space.items()}
-    chunks = in_order_of(
-        source.space,
-        ((key, *box) for key, rule in source.rules.items() for box in ranks.chunks(rule, tensors[key].shape)),
-    )
-    folder = root / checkpoint.RELEASE
-    target = torch_dist.layout(
-        folder,
-        tensors,
-        [part for key, offset, shape in chunks for part in _small(key, offset, shape, tensors[key].dtype)],
-        extra_states(tensors),
-        torch_zip.saved(
-            {
-                "checkpoint_version": 3.0,
-                "iteration": 0,
-                "args": megatron_lm_arguments(source.arguments, tensors[EMBEDDING].shape[0]),
-                "content_metadata": {"singleton_local_shards": False},
-            }
-        ),
-    )
-    return _beside(source, "megatron", target, folder / checkpoint.HF, tensors, source.space)
+    check_form(options.keys, source.rules)
+    rows, dtypes = _rows(source, options), _dtypes(source, options.dtype)
+    if source.stored is None or options.weights_only:
+        folder = root / checkpoint.RELEASE
+        content = _weights(source, rows, dtypes, options.keys)
+    else:
+        folder = root / _iteration(source.path, source.stored)
+        content = relaid(source.stored, source.arguments, source.rules, dtypes, options.keys, rows)
+        source = replace(source, notes=[])
+    boxes = in_order_of(content.space, content.boxes)
+    chunks = [part for key, offset, shape in boxes for part in _small(key, offset, shape, content.tensors[key].dtype)]
+    target = torch_dist.layout(folder, content.tensors, chunks, content.objects, content.common)
+    target.closing[:0] = [(folder / name, text) for name, text in content.others]
+    return _beside(source, "megatron", target, folder / checkpoint.HF, content.tensors, content.space)
+
+
+def _iteration(folder: Path, stored: torch_dist.TorchDistCheckpoint) -> str:
+    """Name of the folder of a checkpoint that is written anew."""
+    if folder.name == checkpoint.RELEASE:
+        return folder.name
+    step = stored.common().get("iteration")
+    return checkpoint.iteration_name(step if isinstance(step, int) else None)
+
+
+def _weights(source: Source, rows: int, dtypes: dict[str, str], keys: Keys | None) -> Content:
+    """A Megatron checkpoint of nothing but weights."""
+    shapes = {key: stored.spec.shape for key, stored in source.space.items()}
+    shapes |= {key: (rows, *shapes[key][1:]) for key in VOCABULARY & set(shapes)}
+    boxes = [(key, *box) for key, rule in source.rules.items() for box in ranks.chunks(rule, shapes[key])]
+    tensors = {key: TensorSpec(shape, dtypes[key]) for key, shape in shapes.items()}
+    space = source.space
+    if keys == "per-layer":
+        space, boxes, tensors = per_layer(space), list(boxes_per_layer(boxes)), specs_per_layer(tensors)
+    common = {
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        "args": megatron_lm_arguments(source.arguments, rows),
+        "content_metadata": CONTENT[keys] if keys else {"singleton_local_shards": False},
+    }
+    return Content(space, tensors, boxes, extra_states(tensors), torch_zip.saved(common), [])
+
+
+def _rows(source: Source, options: Options) -> int:
+    """Of the embedding, with its padding."""
+    stored = source.space[EMBEDDING].spec.shape[0]
+    if source.kind == "hf" or (options.vocab_divisible_by is None and options.target_tp == 1):
+        return stored
+    return padded_vocab_size(source.arguments.vocab_size, options.vocab_divisible_by or DIVISIBLE_BY, options.target_tp)
 
 
 def _to_legacy(source: Source, root: Path, options: Options) -> Conversion:
     grid = ranks.Grid(options.target_tp, options.target_pp, options.target_vpp, options.target_ep, options.layer_spec)
-    padded = padded_vocab_size(source.arguments.vocab_size, options.vocab_divisible_by, options.target_tp)
-    space, dtypes = dict(source.space), _dtypes(source, options.dtype)
-    tensors = {key: TensorSpec(stored.spec.shape, dtypes[key]) for key, stored in space.items()}
-    for key in {EMBEDDING, OUTPUT} & set(space):
-        hidden = space[key].spec.shape[1]
-        tensors[key] = TensorSpec((padded, hidden), dtypes[key])
-        space[key] = extended(space[key], padded)
+    rows, dtypes = _rows(source, options), _dtypes(source, options.dtype)
+    shapes = {key: stored.spec.shape for key, stored in source.space.items()}
+    shapes |= {key: (rows, *shapes[key][1:]) for key in VOCABULARY & set(shapes)}
+    tensors = {key: TensorSpec(shape, dtypes[key]) for key, shape in shapes.items()}
     folder = root / checkpoint.RELEASE
-    namespace = megatron_lm_arguments(source.arguments, padded)
+    namespace = megatron_lm_arguments(source.arguments, rows)
     vars(namespace).update(grid.arguments)
     others = {"checkpoint_version": 3.0, "iteration": 0, "args": namespace}
     target = scattered(folder, tensors, source.rules, source.arguments, grid, others)
-    for key in {EMBEDDING, OUTPUT} & set(space):
-        target.space[key] = extended(target.space[key], space[key].spec.shape[0])
-    return _beside(source, "legacy", target, folder / checkpoint.HF, tensors, space)
+    return _beside(source, "legacy", target, folder / checkpoint.HF, tensors, source.space)
 
 
 def _beside(
@@ -190,7 +231,11 @@ def _beside(
     if source.set_aside:
         specs = {name: stored.spec for name, stored in source.set_aside.items()}
         target = target.joined(safetensors.one_file(hf / checkpoint.UNMAPPED, specs))
-    return Conversion(source, to, target, make_plan(space | source.set_aside, target.space), hf, tensors)
+    padded = [key for key in space if weight_of(key) in VOCABULARY]
+    rows = {key: max(space[key].spec.shape[0], tensors[key].shape[0]) for key in padded}
+    read = space | {key: extended(space[key], rows[key]) for key in padded} | source.set_aside
+    written = target.space | {key: extended(target.space[key], rows[key]) for key in padded}
+    return Conversion(source, to, target, make_plan(read, written), hf, tensors)
 
 
 def _small(key: str, offset: Box, shape: Box, dtype: str) -> Iterator[tuple[str, Box, Box]]:
@@ -269,9 +314,13 @@ def _complete(conversion: Conversion, root: Path) -> None:
     engine.finish(conversion.target)
     if conversion.to != "hf":
         with write_errors_are_the_users(root):
-            checkpoint.write_tracker(root, None)
+            checkpoint.write_tracker(root, _step(conversion.hf_files.parent))
     for path in root.glob(f"{engine.JOURNAL}*"):
         path.unlink()
+
+
+def _step(iteration: Path) -> int | None:
+    return None if iteration.name == checkpoint.RELEASE else int(iteration.name.removeprefix("iter_"))
 
 
 def _says(file: Path, text: str) -> bool:

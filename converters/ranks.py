@@ -216,6 +216,7 @@ class Grid:
             "expert_model_parallel_size": self.expert,
             "expert_tensor_parallel_size": self.tensor,
             "transformer_impl": self.spelling,
+            "ckpt_format": "torch",
         }
 
     @property

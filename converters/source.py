@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from converters import checkpoint
 from converters.accounting import mismatch, without_a_place
@@ -49,8 +48,8 @@ class Source:
     """Which of the forms its family knows the Hugging Face folder has, or had. None: the first, or the only one."""
     view: MegatronView | None = None
     """Of a Hugging Face folder."""
-    common: dict[str, Any] | None = None
-    """Content of `common.pt`, of a Megatron checkpoint."""
+    stored: torch_dist.TorchDistCheckpoint | None = None
+    """All that a Megatron checkpoint holds, under its own keys."""
 
     @property
     def rules(self) -> dict[str, Rule]:
@@ -115,10 +114,11 @@ def _open_megatron(folder: Path) -> Source:
     _check_complete(folder, family, wanted, found)
     space = canonical_space({key: stored.stored(key) for key in parts}, parts)
     _check_tiled(space, folder / torch_dist.METADATA)
+    stored.common()  # whether it can be read
     notes = left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)])
     hf = folder / checkpoint.HF
     beside = _set_aside(hf), _form(hf)
-    return Source(folder, "megatron", config, family, arguments, space, hf, notes, *beside, common=stored.common())
+    return Source(folder, "megatron", config, family, arguments, space, hf, notes, *beside, stored=stored)
 
 
 def _open_legacy(folder: Path, given: Path | None) -> Source:

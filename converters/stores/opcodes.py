@@ -66,6 +66,7 @@ def instance(cls: bytes, state: bytes) -> bytes:
 
 
 NONE, FALSE = b"N", b"\x89"
+SET_ITEM, STOP = b"s", b"."
 
 
 class Pickle:

@@ -101,6 +101,20 @@ class TorchDistCheckpoint:
             )
         return Placement(offset, shape, file, record.begin, row_major(shape, CARRIER[spec.dtype].itemsize))
 
+    def object(self, key: str) -> bytes:
+        """The bytes of an object.
+
+        Raises:
+            Damaged: its file is missing or cut off.
+        """
+        blob = self.objects[key]
+        file = self.folder / blob.file
+        with opened(file), file.open("rb") as stream:
+            content = os.pread(stream.fileno(), blob.length, blob.begin)
+        if len(content) < blob.length:
+            raise damaged(file, f"the object at byte {blob.begin:,} is cut off")
+        return content
+
     def common(self) -> dict[str, Any]:
         """`common.pt`: plain values, with arguments as an `argparse.Namespace`.
 

@@ -10,6 +10,7 @@ Format: https://docs.pytorch.org/docs/stable/notes/serialization.html
 
 import argparse
 import collections
+import functools
 import io
 import os
 import pickle
@@ -281,6 +282,7 @@ def archive(value: object) -> Archive:
     return Archive(writer.fixed, payloads, writer.position)
 
 
+@functools.lru_cache(maxsize=4096)
 def frame(spec: TensorSpec, wrapped: bool = False) -> Frame:
     """The zip around one contiguous tensor; `wrapped`: a list with the tensor in it."""
     whole = archive([spec] if wrapped else spec)
@@ -294,6 +296,20 @@ def saved(value: object) -> bytes:
     whole = archive(value)
     assert not whole.payloads, "a tensor's bytes come from elsewhere"
     return b"".join(content for _, content in whole.fixed)
+
+
+def with_entry(content: bytes, key: str, value: object) -> bytes:
+    """A file of `torch.save` that holds a dict, with `key` set to a plain `value`; nothing else is changed or built."""
+    writer = _ZipWriter()
+    with zipfile.ZipFile(io.BytesIO(content)) as whole:
+        for info in whole.infolist():
+            record, name = whole.read(info), info.filename.partition("/")[2]
+            if name == "data.pkl":
+                # The dict is on top of the stack when the pickle ends.
+                record = record[:-1] + op.text(key) + op.plain(value) + op.SET_ITEM + op.STOP
+            writer.add(name, record)
+    writer.end()
+    return b"".join(part for _, part in writer.fixed)
 
 
 class _ZipWriter:
