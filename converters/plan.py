@@ -6,6 +6,7 @@ gaps in both is one run of bytes. Making the plan proves that every element of t
 that every element of the source is used once or is listed as left out.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,8 @@ from typing import NamedTuple
 from converters.space import Box, Placement, Space, Stored, shared
 from converters.tensors import CARRIER
 
+RUN_BYTES = 1 << 16
+"""Runs of at least this length are moves of their own, for the kernel to copy; shorter ones share one."""
 SLAB_BYTES = 1 << 25
 """A move that has to pass through memory is cut to about this size."""
 
@@ -183,7 +186,7 @@ def _merged(moves: Iterable[Move]) -> Iterator[Move]:
     held: Move | None = None
     count, step, stride = 1, 0, 0
     for move in sorted(moves, key=lambda move: (str(move.target), move.at)):
-        if held is not None and _alike(held, move):
+        if held is not None and move.nbytes < RUN_BYTES and _alike(held, move):
             apart = move.begin - held.begin, move.at - held.at
             # Where sources are far apart, as q, k and v are, the next one may also lie before.
             if apart[0] > 0 and (count == 1 or apart == (count * step, count * stride)):
@@ -207,6 +210,28 @@ def _repeated(move: Move, count: int, step: int, stride: int) -> Move:
         return move
     axes = _simplified((count, *move.shape), (step, *move.source_strides), (stride, *move.target_strides))
     return move._replace(shape=axes[0], source_strides=axes[1], target_strides=axes[2])
+
+
+def _runs(move: Move) -> Iterator[Move]:
+    """The long runs of bytes that a move consists of; the move itself where they are short."""
+    itemsize = CARRIER[move.source_dtype].itemsize
+    *outer, length = move.shape
+    contiguous = move.source_strides[-1] == move.target_strides[-1] == itemsize
+    if not outer or move.casts or not contiguous or length * itemsize < RUN_BYTES:
+        yield move
+        return
+    for index in itertools.product(*map(range, outer)):
+        near, far = (
+            sum(i * stride for i, stride in zip(index, strides, strict=False))
+            for strides in (move.source_strides, move.target_strides)
+        )
+        yield move._replace(
+            begin=move.begin + near,
+            at=move.at + far,
+            shape=(length,),
+            source_strides=(itemsize,),
+            target_strides=(itemsize,),
+        )
 
 
 def _cut(move: Move) -> Iterator[Move]:

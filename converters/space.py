@@ -67,8 +67,19 @@ def check_tiling(name: str, spec: TensorSpec, boxes: Sequence[tuple[Box, Box]]) 
 
 
 def _overlap(boxes: Sequence[tuple[Box, Box]]) -> bool:
-    """Whether two boxes share an element: sorted by offset, only those that begin before a box ends can."""
-    boxes = sorted(boxes)
+    """Whether two boxes share an element.
+
+    Boxes with different indices along the leading axes of size one cannot; of the others, sorted by offset, only
+    those that begin before a box ends can.
+    """
+    depth = _leading_ones([shape for _, shape in boxes])
+    by_index: dict[Box, list[tuple[Box, Box]]] = defaultdict(list)
+    for offset, shape in boxes:
+        by_index[offset[:depth]].append((offset[depth:], shape[depth:]))
+    return any(_overlap_in(sorted(group)) for group in by_index.values())
+
+
+def _overlap_in(boxes: Sequence[tuple[Box, Box]]) -> bool:
     for number, (offset, shape) in enumerate(boxes):
         for other, extent in itertools.islice(boxes, number + 1, None):
             if not offset or other[0] >= offset[0] + shape[0]:
@@ -91,7 +102,7 @@ def shared(ones: Sequence[Placement], others: Sequence[Placement]) -> Iterator[t
     A stacked tensor has a placement for each of thousands of experts on both sides; comparing only those with
     the same leading index keeps this linear.
     """
-    depth = _leading_ones([*ones, *others])
+    depth = _leading_ones([placement.shape for placement in (*ones, *others)])
     by_index: dict[Box, list[Placement]] = defaultdict(list)
     for other in others:
         by_index[other.offset[:depth]].append(other)
@@ -122,11 +133,11 @@ def extended(stored: Stored, rows: int) -> Stored:
     return Stored(TensorSpec((rows, *rest), stored.spec.dtype), [*stored.placements, zeros], stored.again)
 
 
-def _leading_ones(placements: Sequence[Placement]) -> int:
-    """Along how many leading axes no placement is longer than one."""
-    depth = min((len(placement.shape) for placement in placements), default=0)
+def _leading_ones(shapes: Sequence[Box]) -> int:
+    """Along how many leading axes none of the shapes is longer than one."""
+    depth = min(map(len, shapes), default=0)
     for axis in range(depth):
-        if any(placement.shape[axis] != 1 for placement in placements):
+        if any(shape[axis] != 1 for shape in shapes):
             return axis
     return depth
 

@@ -4,6 +4,7 @@ numpy has no bfloat16 and no float8. Nothing here computes, so their bits travel
 of the same width.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ class TensorSpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * CARRIER[self.dtype].itemsize
+        return math.prod(self.shape) * CARRIER[self.dtype].itemsize
 
 
 CARRIER: dict[str, np.dtype] = {

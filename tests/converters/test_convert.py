@@ -403,10 +403,10 @@ class TestUnmapped:
     """Tensors that Megatron has no place for."""
 
     @pytest.fixture
-    def with_more(self, hf_model: Callable[[str], Path]) -> Path:
+    def with_more(self, hf_model: Callable[[str], Path], tmp_path: Path) -> Path:
         from safetensors.torch import load_file, save_file
 
-        file = hf_model("llama") / "model.safetensors"
+        file = Path(shutil.copytree(hf_model("llama"), tmp_path / "source")) / "model.safetensors"
         more = {"vision.tower": torch.rand(3, 5), "vision.scale": torch.tensor(2, dtype=torch.int64)}
         save_file(load_file(file) | more, file, {"format": "pt"})
         return file.parent

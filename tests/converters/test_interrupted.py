@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_another_source_is_not_gone_on_with(
 def test_a_source_that_changed_is_begun_anew(
     hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = hf_model("llama")
+    source = shutil.copytree(hf_model("llama"), tmp_path / "source")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(engine, "finish", _interrupted)
         convert(source, tmp_path / "target")
