@@ -34,6 +34,7 @@ from swift_mega.methods.check import check_model, microbatches
 from swift_mega.methods.config import PretrainConfig
 from swift_mega.methods.output import Outcome, checkpoints, claim_output, exports, opened_output, resume_folder
 from swift_mega.model.build import build_model, precision_of
+from swift_mega.model.mtp import check_mtp
 from swift_mega.model.weights import load_hf
 from swift_mega.parallel.agree import on_main
 from swift_mega.parallel.groups import initialize, shutdown
@@ -121,6 +122,7 @@ def _source(config: PretrainConfig, world_size: int) -> Path:
     source = resolve_model(config.model.path, revision=config.model.revision)
     hf_config = folders.read_config(source)
     check_model(config, family_of(hf_config).megatron_arguments(hf_config), world_size)
+    check_mtp(config.model, hf_config, source)
     return source
 
 
@@ -136,7 +138,7 @@ def _load_weights(chunks: list[MegatronModule], source: Path) -> None:
     if folders.is_megatron(source):
         load_model(chunks, folders.latest(source))
     else:
-        load_hf(chunks, source)
+        load_hf(chunks, source, without_mtp=True)  # `_source` has asked whether that may be
 
 
 def _stepper(config: PretrainConfig, method: Method, chunks: list[DistributedDataParallel]) -> Stepper:

@@ -43,3 +43,6 @@ class ModelConfig:
 
     moe_router_bias_update_rate: float = 0.0
     """How far a step moves the bias of an expert that got too many or too few tokens, where the model has one."""
+
+    without_mtp: bool = False
+    """Train a model that has layers for predicting further tokens (MTP) without them; its exports will lack them."""

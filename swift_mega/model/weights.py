@@ -22,6 +22,7 @@ from torch import Tensor
 
 from converters import checkpoint
 from converters.family import family_of
+from converters.rules import MTP_LAYERS
 from converters.stores import safetensors
 from converters.tensors import TensorSpec
 from converters.torch_tensors import dtype_name, to_carrier, to_torch
@@ -58,10 +59,11 @@ def pieces(chunks: list[MegatronModule]) -> Iterator[Piece]:
                 yield Piece(value.key, tuple(value.global_offset), shape, tuple(value.global_shape), value.data, main)
 
 
-def load_hf(chunks: list[MegatronModule], hf_folder: Path) -> None:
+def load_hf(chunks: list[MegatronModule], hf_folder: Path, *, without_mtp: bool = False) -> None:
     """Fill the model from a Hugging Face folder, cast to the model's dtype.
 
-    Before the optimizer is made: it copies its fp32 master weights then.
+    Before the optimizer is made: it copies its fp32 master weights then. `without_mtp` leaves out the layers
+    that predict further tokens, as a model has none.
 
     Raises:
         UserError: weights that are missing, truncated, of another shape, or that no parameter takes.
@@ -69,6 +71,8 @@ def load_hf(chunks: list[MegatronModule], hf_folder: Path) -> None:
     config = checkpoint.read_config(hf_folder)
     store = safetensors.open_folder(hf_folder)
     view = MegatronView(family_of(config), config, store, padded_vocab_size(chunks))
+    if without_mtp:
+        view.tensors = {key: spec for key, spec in view.tensors.items() if not key.startswith(MTP_LAYERS)}
     held = list(pieces(chunks))
     _check_complete(chunks, held, view)
     with torch.no_grad(), _bytes_bar(held, "reading weights") as bar:

@@ -32,7 +32,7 @@ def loaded(
     chunks = build_model(
         checkpoint.read_config(folder), options, parallel, TrainConfig(steps=1, **(train or {})), sequence_length=48
     )
-    load_hf(chunks, folder)
+    load_hf(chunks, folder, without_mtp=options.without_mtp)
     return chunks
 
 
