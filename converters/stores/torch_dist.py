@@ -33,6 +33,8 @@ from swift_mega.base.errors import UserError
 
 METADATA = ".metadata"
 COMMON = "common.pt"
+COMMON_OBJECT = "common_state/shard_0_1"
+"""The object in which megatron-core 0.19 keeps what 0.16 writes into `common.pt`."""
 FORMAT = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -116,14 +118,17 @@ class TorchDistCheckpoint:
         return content
 
     def common(self) -> dict[str, Any]:
-        """`common.pt`: plain values, with arguments as an `argparse.Namespace`.
+        """What is not sharded: plain values, with arguments as an `argparse.Namespace`.
 
         Raises:
             Damaged: it cannot be read, or names a class that has no business there.
         """
-        file = self.folder / COMMON
-        with opened(file):
-            value = torch_zip.read_file(file)
+        blob = self.objects.get(COMMON_OBJECT)
+        file = self.folder / (blob.file if blob else COMMON)
+        with opened(file), file.open("rb") as stream:
+            begin, length = (blob.begin, blob.length) if blob else (0, os.fstat(stream.fileno()).st_size)
+            value = torch_zip.read(stream.fileno(), begin, length)
+            value = value[0] if blob else value
         if not isinstance(value, dict):
             raise damaged(file, f"it holds a {type(value).__name__}, not a dict")
         return value
@@ -160,7 +165,8 @@ def check_files(folder: Path) -> None:
         UserError: this is no `torch_dist` checkpoint.
     """
     checkpoint = open_checkpoint(folder)
-    _check_common(folder / COMMON)
+    if COMMON_OBJECT not in checkpoint.objects:
+        _check_common(folder / COMMON)
     ends: dict[str, int] = {}
     chunks = (blob for chunks in checkpoint.listing.chunks.values() for _, _, blob in chunks)
     for blob in (*chunks, *checkpoint.objects.values()):

@@ -88,6 +88,19 @@ def test_reads_back_what_was_written(rows: int, tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_not_sharded_may_be_an_object(tmp_path: Path) -> None:
+    """As megatron-core 0.19 has it, which writes no common.pt."""
+    tensors, common = {KEY: SPECS[KEY]}, torch_zip.saved([{"iteration": 7}])
+    target = torch_dist.layout(
+        tmp_path, tensors, [(KEY, (0, 0, 0), (2, 4, 6))], {torch_dist.COMMON_OBJECT: common}, b""
+    )
+    engine.reserve(target)
+    engine.finish(target)
+    (tmp_path / torch_dist.COMMON).unlink()
+    check_files(tmp_path)
+    assert open_checkpoint(tmp_path).common() == {"iteration": 7}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn", "int8", "bool"])
 def test_carriers_keep_the_bits(dtype: str) -> None:
     tensor = torch.arange(6).reshape(2, 3).to(getattr(torch, dtype))
