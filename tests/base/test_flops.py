@@ -47,10 +47,10 @@ def test_equal_to_what_torch_counts() -> None:
 
     # torch multiplies the whole square of scores; we count the causal half of it, diagonal included.
     masked = (length - (length + 1) / 2) * 4 * shape.num_attention_heads * shape.kv_channels * shape.num_layers
-    # transformers computes RoPE's angles as a product of positions and frequencies, once for the batch.
+    # transformers before 5.23 computes RoPE's angles as a matrix product of positions and frequencies, once a batch.
     angles = 2 * length * shape.kv_channels // 2
     ours = batch * length * (flops_per_token(shape, length) + 3 * masked)
-    assert counter.get_total_flops() == ours + angles
+    assert counter.get_total_flops() in (ours, ours + angles)
 
 
 def test_a_window_counts_what_it_sees() -> None:
