@@ -47,7 +47,12 @@ Format = Literal["megatron", "hf", "legacy"]
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 """`--dtype` → torch's name."""
 
-NAMES = {"hf": "Hugging Face", "megatron": "Megatron", "legacy": "Megatron, a file for each rank"}
+NAMES = {
+    "hf": "Hugging Face",
+    "megatron": "Megatron",
+    "legacy": "Megatron, a file for each rank",
+    "dcp": "torch.distributed.checkpoint",
+}
 DIVISIBLE_BY = 128
 """What Megatron pads the vocabulary to a multiple of by default."""
 VOCABULARY = {EMBEDDING, OUTPUT}
@@ -137,7 +142,7 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
     opened = open_source(
         source, options.vocab_divisible_by or DIVISIBLE_BY, options.target_tp, options.allow_unmapped, options.config
     )
-    other: Format = "megatron" if opened.kind == "hf" else "hf"
+    other: Format = "hf" if opened.view is None else "megatron"
     direction = to or other
     if direction == opened.kind == "hf":
         raise UserError(f"{source} is a Hugging Face folder already.", f"Leave out --to, or say --to {other}.")
@@ -202,7 +207,7 @@ def _weights(source: Source, rows: int, dtypes: dict[str, str], keys: Keys | Non
 def _rows(source: Source, options: Options) -> int:
     """Of the embedding, with its padding."""
     stored = source.space[EMBEDDING].spec.shape[0]
-    if source.kind == "hf" or (options.vocab_divisible_by is None and options.target_tp == 1):
+    if source.view is not None or (options.vocab_divisible_by is None and options.target_tp == 1):
         return stored
     return padded_vocab_size(source.arguments.vocab_size, options.vocab_divisible_by or DIVISIBLE_BY, options.target_tp)
 

@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from converters.plan import Move, Plan, Target, span
+from converters.space import Stored
 from converters.tensors import CARRIER, cast
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
@@ -174,6 +175,21 @@ def load(move: Move, source: int) -> np.ndarray:
     _read(source, buffer, move.begin, move.source)
     box: np.ndarray = np.ndarray(move.shape, carrier, buffer, strides=move.source_strides)
     return np.ascontiguousarray(cast(box, move.source_dtype, move.target_dtype))
+
+
+def read_whole(stored: Stored) -> np.ndarray:
+    """A tensor in memory, in the dtype that carries its bits."""
+    carrier = CARRIER[stored.spec.dtype]
+    whole: np.ndarray = np.zeros(stored.spec.shape, carrier)
+    with contextlib.closing(Files()) as files:
+        for one in stored.placements:
+            if one.file is None:
+                continue
+            buffer = bytearray(span(one.shape, one.strides, carrier.itemsize))
+            _read(files.reading(one.file), buffer, one.begin, one.file)
+            box = tuple(slice(o, o + s) for o, s in zip(one.offset, one.shape, strict=True))
+            whole[box] = np.ndarray(one.shape, carrier, buffer, strides=one.strides)
+    return whole
 
 
 def _runs(box: np.ndarray, at: int, strides: Sequence[int]) -> Iterator[tuple[int, memoryview]]:

@@ -1,36 +1,53 @@
 """A Hugging Face folder in Megatron's address space: where each canonical tensor's boxes lie in its files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from converters.plan import Move
-from converters.space import Placement, Space, Stored, row_major
-from converters.stores.safetensors import Place
-from converters.tensors import CARRIER
+from converters.space import Box, Placement, Space, Stored
 from converters.view import MegatronView, Piece
 
 
 def canonical(view: MegatronView) -> Space:
     """Canonical key → its placements in the files of the view's store."""
-    places = view.store.places
+    space = view.store.space()
     return {
-        key: Stored(spec, [_placement(piece, places) for piece in view.pieces(key)])
+        key: Stored(spec, [placement for piece in view.pieces(key) for placement in _placements(piece, space)])
         for key, spec in view.tensors.items()
     }
 
 
-def _placement(piece: Piece, places: Mapping[str, Place]) -> Placement:
+def _placements(piece: Piece, space: Space) -> Iterator[Placement]:
+    """The placements of a piece: what it shares with those of its source."""
     if piece.source is None:
-        return Placement(piece.offset, piece.shape, None, 0, (0,) * len(piece.shape))
-    place = places[piece.source]
-    strides = row_major(place.spec.shape, CARRIER[place.spec.dtype].itemsize)
-    begin = place.offset + sum(first * stride for first, stride in zip(piece.first, strides, strict=True))
+        yield Placement(piece.offset, piece.shape, None, 0, (0,) * len(piece.shape))
+        return
+    depth = len(piece.shape) - len(piece.first)
+    sizes = _turned(piece.shape[depth:], piece.transposed)
     steps = piece.steps or (1,) * len(piece.first)
-    own = tuple(stride * step for stride, step in zip(strides, steps, strict=True))
-    if piece.transposed:
-        own = (*own[:-2], own[-1], own[-2])
-    # The stacked axes have size one here; a fused source has some of them, too.
-    own = ((0,) * len(piece.shape) + own)[-len(piece.shape) :]
-    return Placement(piece.offset, piece.shape, place.file, begin, own)
+    for one in space[piece.source].placements:
+        # Along each axis, those of the piece's elements that lie in the placement.
+        lows = tuple(max(0, -((f - o) // s)) for f, s, o in zip(piece.first, steps, one.offset, strict=True))
+        ends = (
+            min(size, -((f - o - length) // s))
+            for f, s, o, length, size in zip(piece.first, steps, one.offset, one.shape, sizes, strict=True)
+        )
+        shape = tuple(end - low for low, end in zip(lows, ends, strict=True))
+        if min(shape, default=1) <= 0:
+            continue
+        at = tuple(f + low * s for f, low, s in zip(piece.first, lows, steps, strict=True))
+        strides = tuple(stride * step for stride, step in zip(one.strides, steps, strict=True))
+        lows, shape, own = (_turned(box, piece.transposed) for box in (lows, shape, strides))
+        offset = tuple(a + b for a, b in zip(piece.offset, _padded(lows, piece), strict=True))
+        yield Placement(offset, (*piece.shape[:depth], *shape), one.file, one.inside(at), _padded(own, piece))
+
+
+def _turned(box: Box, turned: bool) -> Box:
+    return (*box[:-2], box[-1], box[-2]) if turned else box
+
+
+def _padded(box: Box, piece: Piece) -> Box:
+    """With zeros for the stacked axes, which have size one in a piece."""
+    return (0,) * (len(piece.shape) - len(box)) + box
 
 
 def repeated(moves: list[Move], view: MegatronView) -> Iterator[Move]:

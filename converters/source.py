@@ -3,21 +3,23 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from converters import checkpoint
-from converters.accounting import mismatch, without_a_place
+from converters.accounting import hf_shapes, mismatch, without_a_place
 from converters.config_table import Config, MegatronArguments
 from converters.families._common import EMBEDDING
-from converters.family import Family, family_of, padded_vocab_size
+from converters.family import Family, family_of, padded_vocab_size, sizes
 from converters.gather import gathered
 from converters.hf import canonical
 from converters.key_forms import canonical_part, canonical_space
 from converters.rules import Rule
 from converters.space import Space, check_tiling
-from converters.stores import legacy, safetensors, torch_dist
+from converters.stores import dcp, legacy, safetensors, torch_dist
+from converters.stores.anywhere import Anywhere
 from converters.stores.files import read_json
+from converters.stores.safetensors import SafetensorsFolder
 from converters.view import MegatronView
 from swift_mega.base.errors import UserError
 
@@ -32,7 +34,7 @@ class Source:
     path: Path
     """The folder with the weights; of a Megatron checkpoint the iteration's."""
     kind: str
-    """`hf`, `megatron` or `legacy`."""
+    """`hf`, `dcp`, `megatron` or `legacy`."""
     config: Config
     family: Family
     arguments: MegatronArguments
@@ -47,7 +49,7 @@ class Source:
     form: str | None = None
     """Which of the forms its family knows the Hugging Face folder has, or had. None: the first, or the only one."""
     view: MegatronView | None = None
-    """Of a Hugging Face folder."""
+    """Of weights under Hugging Face names."""
     stored: torch_dist.TorchDistCheckpoint | None = None
     """All that a Megatron checkpoint holds, under its own keys."""
 
@@ -82,16 +84,29 @@ def open_source(
     if folder := legacy.find(path):
         return _open_legacy(folder, config)
     if checkpoint.is_megatron(path):
-        return _open_megatron(checkpoint.latest(path))
+        return _open_megatron(checkpoint.latest(path), config)
+    if dcp.is_dcp(path):
+        return _open_dcp(path, config, vocab_divisible_by, target_tp, allow_unmapped)
     return _open_hf(path, vocab_divisible_by, target_tp, allow_unmapped)
 
 
 def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int, allow_unmapped: bool) -> Source:
     config = checkpoint.read_config(path)
+    padded = padded_vocab_size(_vocab_size(config), vocab_divisible_by, target_tp)
+    return _open_view("hf", path, path, config, safetensors.open_folder(path), padded, allow_unmapped)
+
+
+def _vocab_size(config: Config) -> int:
+    return family_of(config).megatron_arguments(config).vocab_size
+
+
+def _open_view(
+    kind: str, path: Path, hf: Path, config: Config, store: SafetensorsFolder, padded: int, allow_unmapped: bool
+) -> Source:
+    """Weights under Hugging Face names, whatever files they lie in."""
     family = family_of(config)
     arguments = family.megatron_arguments(config)
-    padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)
-    store, set_aside = safetensors.open_folder(path), {}
+    set_aside: Space = {}
     if allow_unmapped:
         aside = without_a_place(family, arguments, store.tensors)
         set_aside = {name: stored for name, stored in store.space().items() if name in aside}
@@ -99,11 +114,38 @@ def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int, allow_unmapped
     view = MegatronView(family, config, store, padded)
     form = family.form_of(store.tensors, view.arguments)
     notes = view.notes + [f"kept beside the weights, as Megatron has no place for it: `{name}`" for name in set_aside]
-    return Source(path, "hf", config, family, view.arguments, canonical(view), path, notes, set_aside, form, view=view)
+    return Source(path, kind, config, family, view.arguments, canonical(view), hf, notes, set_aside, form, view=view)
 
 
-def _open_megatron(folder: Path) -> Source:
-    config = checkpoint.read_config(folder)
+def _open_dcp(
+    folder: Path, given: Path | None, vocab_divisible_by: int, target_tp: int, allow_unmapped: bool
+) -> Source:
+    hf = _config_folder(folder, given)
+    config = checkpoint.read_config(hf)
+    family = family_of(config)
+    arguments = family.megatron_arguments(config)
+    named = sizes(arguments, arguments.vocab_size)
+    rules = [rule for form in family.forms or (None,) for rule in family.rules_for(arguments, form)]
+    embedding = next(rule.sources[0].first_name for rule in rules if rule.megatron == EMBEDDING)
+    space, others = dcp.open_weights(folder, hf_shapes(rules, named), embedding)
+    padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)
+    source = _open_view("dcp", folder, hf, config, Anywhere(folder, space), padded, allow_unmapped)
+    return replace(source, notes=source.notes + left_out(others))
+
+
+def _config_folder(folder: Path, given: Path | None) -> Path:
+    """Where config.json is, of a checkpoint that does not say itself which model it is of."""
+    hf = given or next((own for own in (folder / checkpoint.HF, folder) if (own / "config.json").is_file()), None)
+    if hf is None or not (hf / "config.json").is_file():
+        raise UserError(
+            f"{hf or folder / checkpoint.HF} has no config.json, and nothing else there says which model this is.",
+            "Give the folder that has it with --config FOLDER.",
+        )
+    return hf
+
+
+def _open_megatron(folder: Path, given: Path | None) -> Source:
+    config = checkpoint.read_config(given or folder)
     family = family_of(config)
     stored = torch_dist.open_checkpoint(folder)
     arguments = family.as_stored(family.megatron_arguments(config), stored.tensors)
@@ -116,18 +158,13 @@ def _open_megatron(folder: Path) -> Source:
     _check_tiled(space, folder / torch_dist.METADATA)
     stored.common()  # whether it can be read
     notes = left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)])
-    hf = folder / checkpoint.HF
+    hf = given or folder / checkpoint.HF
     beside = _set_aside(hf), _form(hf)
     return Source(folder, "megatron", config, family, arguments, space, hf, notes, *beside, stored=stored)
 
 
 def _open_legacy(folder: Path, given: Path | None) -> Source:
-    hf = given or folder / checkpoint.HF
-    if not (hf / "config.json").is_file():
-        raise UserError(
-            f"{hf} has no config.json, and the files of ranks do not say which model they are of.",
-            "Give the folder that has it with --config FOLDER.",
-        )
+    hf = _config_folder(folder, given)
     config = checkpoint.read_config(hf)
     family = family_of(config)
     files = legacy.open_ranks(folder)
