@@ -27,7 +27,8 @@ def interrupted(folder: Path) -> str:
     metrics = folder / "run" / "metrics.jsonl"
     while demo.poll() is None and not metrics.exists():
         time.sleep(0.05)
-    os.killpg(demo.pid, signal.SIGINT)
+    if demo.poll() is None:
+        os.killpg(demo.pid, signal.SIGINT)
     output, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, output
     return output

@@ -68,6 +68,7 @@ def _define_weight_gradient() -> None:
     replace(f"{LINEAR}._grad_accum_fusion_available", True)
 
 
+@torch.enable_grad()  # whoever installs this may be under `no_grad`
 def _weight_gradient_fits() -> bool:
     """A linear layer's backward pass adds to `main_grad` and hands on the input's gradient."""
     layers = importlib.import_module(LINEAR)

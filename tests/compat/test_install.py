@@ -27,6 +27,12 @@ def test_installing_again_changes_nothing() -> None:
     assert install_redirections() is before
 
 
+def test_it_may_be_installed_where_no_gradients_are_wanted() -> None:
+    code = "import torch; from swift_mega import compat\nwith torch.no_grad(): compat.install()"
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_megatron_imported_before_is_an_error_that_says_what_to_do() -> None:
     result = python("import megatron.core\nfrom swift_mega import compat\ncompat.install()")
     assert result.returncode != 0
