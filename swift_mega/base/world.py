@@ -20,7 +20,7 @@ def launched_world_size() -> int | None:
     missing = [name for name in NEEDED if name not in os.environ]
     if missing:
         there = ", ".join(f"{name}={os.environ[name]}" for name in NEEDED if name in os.environ)
-        raise UserError(f"{there} is set by a launcher, as it seems, but {' and '.join(missing)} is not.", way_out)
+        raise UserError(f"{there} is set, as a launcher does it, but not {', '.join(missing)}.", way_out)
     size, rank = os.environ["WORLD_SIZE"], os.environ["RANK"]
     if not (size.isdigit() and rank.isdigit() and int(rank) < int(size)):
         raise UserError(f"RANK={rank} of WORLD_SIZE={size} is no process of a job.", way_out)

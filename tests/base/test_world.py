@@ -25,8 +25,8 @@ def test_alone_and_in_a_job(environment: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("variables", "what"),
     [
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set by a launcher, as it seems, but RANK and MASTER_ADDR and"),
-        ({"RANK": "0"}, "RANK=0 is set by a launcher, as it seems, but WORLD_SIZE and"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set, as a launcher does it, but not RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "0"}, "RANK=0 is set, as a launcher does it, but not WORLD_SIZE, MASTER"),
         (COMPLETE | {"WORLD_SIZE": "abc"}, "RANK=1 of WORLD_SIZE=abc is no process of a job"),
         (COMPLETE | {"RANK": "2"}, "RANK=2 of WORLD_SIZE=2 is no process of a job"),
     ],
