@@ -44,7 +44,8 @@ class Content(NamedTuple):
     boxes: list[tuple[str, Box, Box]]
     """(key, offset, shape) of the chunks."""
     objects: dict[str, bytes]
-    common: bytes
+    common: bytes | None
+    """None: `common.pt` is among the objects, as megatron-core 0.19 has it."""
     others: list[tuple[str, bytes]]
     """Further small files."""
 
@@ -76,8 +77,13 @@ def relaid(
     same = keys is None and all(tensors[key].shape == entry.spec.shape for key, entry in native.items())
     _check_changeable(stored, rules, same)
     objects = {key: stored.object(key) for key in stored.objects}
-    common = (stored.folder / torch_dist.COMMON).read_bytes()
-    if keys is not None:
+    common = None if torch_dist.COMMON_OBJECT in objects else (stored.folder / torch_dist.COMMON).read_bytes()
+    if keys is not None and common is None:
+        raise UserError(
+            f"{stored.folder} says in an object, not in common.pt, which form its keys have; --keys cannot change that.",
+            "Leave out --keys, or give --weights-only.",
+        )
+    if keys is not None and common is not None:
         objects = {
             _renamed(key, keys, arguments.num_layers, arguments.num_moe_experts or 0): content
             for key, content in objects.items()

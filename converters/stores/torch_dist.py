@@ -205,7 +205,7 @@ def layout(
     tensors: Mapping[str, TensorSpec],
     chunks: Sequence[tuple[str, Box, Box]],
     objects: Mapping[str, bytes],
-    common: bytes,
+    common: bytes | None,
 ) -> Target:
     """A checkpoint folder to be written.
 
@@ -213,7 +213,7 @@ def layout(
         tensors: key → global shape and dtype.
         chunks: (key, offset, shape) in the order in which they are to lie in the files.
         objects: key → content.
-        common: content of `common.pt`.
+        common: content of `common.pt`. None: there is none, as its content is among the objects.
     """
     total = sum(_nbytes(tensors[key].dtype, shape) for key, _, shape in chunks)
     count = min(MAX_FILES, max(1, -(-total // FILE_BYTES)))
@@ -232,7 +232,7 @@ def layout(
     space = {key: Stored(spec, placements[key]) for key, spec in tensors.items()}
     closing = [
         (folder / METADATA, dist_metadata.written(listing)),
-        (folder / COMMON, common),
+        *([] if common is None else [(folder / COMMON, common)]),
         (folder / MARKER, json.dumps(FORMAT).encode()),
     ]
     return Target(space, writer.files, writer.fixed, closing)
