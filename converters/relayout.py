@@ -80,8 +80,8 @@ def relaid(
     common = None if torch_dist.COMMON_OBJECT in objects else (stored.folder / torch_dist.COMMON).read_bytes()
     if keys is not None and common is None:
         raise UserError(
-            f"{stored.folder} says in an object, not in common.pt, which form its keys have; --keys cannot change that.",
-            "Leave out --keys, or give --weights-only.",
+            f"{stored.folder} says in an object, not in common.pt, which form its keys have.",
+            "--keys cannot change that: leave it out, or give --weights-only.",
         )
     if keys is not None and common is not None:
         objects = {
