@@ -34,6 +34,8 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("qwen2-moe-sparse-steps", 4, TP2 | SP | PP2),
     ("mixtral", 4, EP2 | PP2),
     ("deepseek-v3", 2, TP2 | SP),
+    ("gemma2", 4, TP2 | PP2),
+    ("nemotron-bias", 2, TP2),
 ]
 
 TinyModel = Callable[..., Path]
