@@ -18,7 +18,7 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `convert`."""
-    parser.add_argument("source", metavar="SRC", help="Hugging Face id or folder, or Megatron checkpoint")
+    parser.add_argument("source", metavar="SRC", help="Hugging Face id or folder, checkpoint, or GGUF file")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to write; must be empty or absent")
     parser.add_argument(
         "--to",
@@ -107,7 +107,9 @@ def run(args: argparse.Namespace) -> None:
         node_rank=args.node_rank,
         dry_run=args.dry_run,
     )
-    convert(resolve_model(args.source, args.revision), args.target, to=args.to, options=options)
+    file = Path(args.source).expanduser()
+    source = file if file.is_file() else resolve_model(args.source, args.revision)
+    convert(source, args.target, to=args.to, options=options)
 
 
 def parse_size(text: str) -> int:

@@ -52,6 +52,7 @@ NAMES = {
     "megatron": "Megatron",
     "legacy": "Megatron, a file for each rank",
     "dcp": "torch.distributed.checkpoint",
+    "gguf": "GGUF",
 }
 DIVISIBLE_BY = 128
 """What Megatron pads the vocabulary to a multiple of by default."""
@@ -314,7 +315,12 @@ def _carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
 
 
 def _complete(conversion: Conversion, root: Path) -> None:
-    checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files, to_export=True)
+    if conversion.source.hf_files is not None:
+        checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files, to_export=True)
+    for name, content in conversion.source.made.items():
+        with write_errors_are_the_users(conversion.hf_files):
+            conversion.hf_files.mkdir(parents=True, exist_ok=True)
+            (conversion.hf_files / name).write_bytes(content)
     checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
     engine.finish(conversion.target)
     if conversion.to != "hf":
@@ -420,6 +426,8 @@ def _say(conversion: Conversion) -> None:
     say(arrow + (padded if conversion.to != "hf" else ""))
     for note in source.notes:
         say(f"  {note}")
+    for (stored, wanted), count in conversion.plan.decodes.items():
+        say(f"  {count:,} elements are decoded from {stored} to {wanted}, which is exact")
     for (stored, wanted), count in conversion.plan.casts.items():
         say(f"  {count:,} elements are cast from {stored} to {wanted}" + (LOSSY if _loses(stored, wanted) else ""))
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from converters.decoding import decoded, rows_for
 from converters.plan import Move, Plan, Target, span
-from converters.space import Stored
+from converters.space import Encoding, Stored
 from converters.tensors import CARRIER, cast
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
@@ -171,8 +172,8 @@ def copy(move: Move, files: Files, report: Report) -> None:
 def load(move: Move, source: int) -> np.ndarray:
     """The box of a move in the dtype of its target."""
     carrier = CARRIER[move.source_dtype]
-    buffer = bytearray(span(move.shape, move.source_strides, carrier.itemsize))
-    _read(source, buffer, move.begin, move.source)
+    nbytes = span(move.shape, move.source_strides, carrier.itemsize)
+    buffer = _content(source, move.begin, nbytes, move.source, move.encoding)
     box: np.ndarray = np.ndarray(move.shape, carrier, buffer, strides=move.source_strides)
     return np.ascontiguousarray(cast(box, move.source_dtype, move.target_dtype))
 
@@ -185,8 +186,8 @@ def read_whole(stored: Stored) -> np.ndarray:
         for one in stored.placements:
             if one.file is None:
                 continue
-            buffer = bytearray(span(one.shape, one.strides, carrier.itemsize))
-            _read(files.reading(one.file), buffer, one.begin, one.file)
+            nbytes = span(one.shape, one.strides, carrier.itemsize)
+            buffer = _content(files.reading(one.file), one.begin, nbytes, one.file, one.encoding)
             box = tuple(slice(o, o + s) for o, s in zip(one.offset, one.shape, strict=True))
             whole[box] = np.ndarray(one.shape, carrier, buffer, strides=one.strides)
     return whole
@@ -224,6 +225,18 @@ def _copy_run(source: int, begin: int, target: int, at: int, length: int, path: 
             raise _ends_early(path, begin + length)
         copied += moved
         report(moved)
+
+
+def _content(source: int, begin: int, nbytes: int, path: Path, encoding: Encoding | None) -> bytearray | memoryview:
+    """Bytes of numbers as they are, or of those that an encoding stands for."""
+    if encoding is None:
+        buffer = bytearray(nbytes)
+        _read(source, buffer, begin, path)
+        return buffer
+    first, length, before = rows_for(encoding, begin, nbytes)
+    buffer = bytearray(length)
+    _read(source, buffer, first, path)
+    return decoded(encoding, buffer)[before : before + nbytes]
 
 
 def _read(descriptor: int, buffer: bytearray, begin: int, path: Path) -> None:

@@ -38,7 +38,9 @@ def _placements(piece: Piece, space: Space) -> Iterator[Placement]:
         strides = tuple(stride * step for stride, step in zip(one.strides, steps, strict=True))
         lows, shape, own = (_turned(box, piece.transposed) for box in (lows, shape, strides))
         offset = tuple(a + b for a, b in zip(piece.offset, _padded(lows, piece), strict=True))
-        yield Placement(offset, (*piece.shape[:depth], *shape), one.file, one.inside(at), _padded(own, piece))
+        yield Placement(
+            offset, (*piece.shape[:depth], *shape), one.file, one.inside(at), _padded(own, piece), one.encoding
+        )
 
 
 def _turned(box: Box, turned: bool) -> Box:

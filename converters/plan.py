@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from converters.space import Box, Placement, Space, Stored, shared
+from converters.space import Box, Encoding, Placement, Space, Stored, shared
 from converters.tensors import CARRIER
 
 RUN_BYTES = 1 << 16
@@ -35,6 +35,8 @@ class Move(NamedTuple):
     target_strides: Box
     source_dtype: str
     target_dtype: str
+    encoding: Encoding | None = None
+    """Of the source, which is decoded on the way."""
 
     @property
     def nbytes(self) -> int:
@@ -50,7 +52,12 @@ class Move(NamedTuple):
         """Whether it is one run of bytes on both sides, which the kernel can copy by itself."""
         itemsize = CARRIER[self.source_dtype].itemsize
         one_run = len(self.shape) == 1 and self.source_strides == self.target_strides == (itemsize,)
-        return one_run and not self.casts
+        return one_run and not self.casts and self.encoding is None
+
+    @property
+    def position(self) -> tuple[str, int, int]:
+        """Sort key: where the source has it."""
+        return str(self.source), self.begin if self.encoding is None else self.encoding.begin, self.begin
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,15 @@ class Plan:
         return max((_span(move) + move.nbytes for move in self.moves if not move.is_run), default=0)
 
     @property
+    def decodes(self) -> Counter[tuple[str, str]]:
+        """(encoding, dtype) → elements."""
+        found: Counter[tuple[str, str]] = Counter()
+        for move in self.moves:
+            if move.encoding is not None:
+                found[move.encoding.name, move.source_dtype] += math.prod(move.shape)
+        return found
+
+    @property
     def casts(self) -> Counter[tuple[str, str]]:
         """(from, to) → elements."""
         found: Counter[tuple[str, str]] = Counter()
@@ -120,7 +136,7 @@ def make_plan(source: Space, target: Space) -> Plan:
         if wanted.again:
             moves += _merged(_boxes(name, source[name], wanted.spec.dtype, wanted.again, Counter(), Counter()))
     pieces = (piece for move in moves for piece in _cut(move))
-    return Plan(sorted(pieces, key=lambda move: (str(move.source), move.begin)), unused, zeros)
+    return Plan(sorted(pieces, key=lambda move: move.position), unused, zeros)
 
 
 def _moves(name: str, stored: Stored, wanted: Stored, unused: Counter[str], zeros: Counter[str]) -> Iterator[Move]:
@@ -159,6 +175,7 @@ def _boxes(
                 *_simplified(shape, one.strides, other.strides),
                 stored.spec.dtype,
                 dtype,
+                one.encoding,
             )
     wanted = sum(math.prod(placement.shape) for placement in placements)
     if produced != wanted:
@@ -217,7 +234,7 @@ def _runs(move: Move) -> Iterator[Move]:
     itemsize = CARRIER[move.source_dtype].itemsize
     *outer, length = move.shape
     contiguous = move.source_strides[-1] == move.target_strides[-1] == itemsize
-    if not outer or move.casts or not contiguous or length * itemsize < RUN_BYTES:
+    if not outer or move.casts or move.encoding or not contiguous or length * itemsize < RUN_BYTES:
         yield move
         return
     for index in itertools.product(*map(range, outer)):

@@ -18,7 +18,8 @@ from converters.rules import Rule
 from converters.space import Space, check_tiling
 from converters.stores import dcp, legacy, safetensors, torch_dist
 from converters.stores.anywhere import Anywhere
-from converters.stores.files import read_json
+from converters.stores.files import json_bytes, read_json
+from converters.stores.gguf_file import SUFFIX, GgufFile
 from converters.stores.safetensors import SafetensorsFolder
 from converters.view import MegatronView
 from swift_mega.base.errors import UserError
@@ -34,14 +35,14 @@ class Source:
     path: Path
     """The folder with the weights; of a Megatron checkpoint the iteration's."""
     kind: str
-    """`hf`, `dcp`, `megatron` or `legacy`."""
+    """`hf`, `dcp`, `gguf`, `megatron` or `legacy`."""
     config: Config
     family: Family
     arguments: MegatronArguments
     space: Space
     """Canonical key → where it lies."""
-    hf_files: Path
-    """The folder with config.json and tokenizer."""
+    hf_files: Path | None
+    """The folder with config.json and tokenizer. None: there is none, but what `made` holds."""
     notes: list[str]
     """What is left out, and why; for the user to read."""
     set_aside: Space = field(default_factory=dict)
@@ -50,6 +51,8 @@ class Source:
     """Which of the forms its family knows the Hugging Face folder has, or had. None: the first, or the only one."""
     view: MegatronView | None = None
     """Of weights under Hugging Face names."""
+    made: dict[str, bytes] = field(default_factory=dict)
+    """Name → content of files beside the weights that nothing is copied to, such as a config.json made of metadata."""
     stored: torch_dist.TorchDistCheckpoint | None = None
     """All that a Megatron checkpoint holds, under its own keys."""
 
@@ -79,6 +82,8 @@ def open_source(
     Raises:
         UserError: nothing that is known, damaged, or tensors that are missing or have no place.
     """
+    if path.suffix == SUFFIX and path.is_file():
+        return _open_gguf(path, config, vocab_divisible_by, target_tp, allow_unmapped)
     if not path.is_dir():
         raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder or a Megatron checkpoint.")
     if folder := legacy.find(path):
@@ -101,7 +106,7 @@ def _vocab_size(config: Config) -> int:
 
 
 def _open_view(
-    kind: str, path: Path, hf: Path, config: Config, store: SafetensorsFolder, padded: int, allow_unmapped: bool
+    kind: str, path: Path, hf: Path | None, config: Config, store: SafetensorsFolder, padded: int, allow_unmapped: bool
 ) -> Source:
     """Weights under Hugging Face names, whatever files they lie in."""
     family = family_of(config)
@@ -131,6 +136,24 @@ def _open_dcp(
     padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)
     source = _open_view("dcp", folder, hf, config, Anywhere(folder, space), padded, allow_unmapped)
     return replace(source, notes=source.notes + left_out(others))
+
+
+def _open_gguf(path: Path, given: Path | None, vocab_divisible_by: int, target_tp: int, allow_unmapped: bool) -> Source:
+    file = GgufFile(path)
+    config = checkpoint.read_config(given) if given else file.config()
+    family = family_of(config)
+    arguments = family.megatron_arguments(config)
+    wanted = hf_shapes(family.rules_for(arguments), sizes(arguments, arguments.vocab_size))
+    padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)
+    store = Anywhere(path, file.space(wanted, config))
+    source = _open_view("gguf", path, given, config, store, padded, allow_unmapped)
+    if given:
+        return source
+    return replace(
+        source,
+        made={"config.json": json_bytes(config, sort_keys=False)},
+        notes=[*source.notes, "config.json is made of what the file says; --config FOLDER takes a tokenizer along"],
+    )
 
 
 def _config_folder(folder: Path, given: Path | None) -> Path:

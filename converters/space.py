@@ -21,6 +21,16 @@ Box = tuple[int, ...]
 """An offset into a tensor or the shape of a part of it, one number for each axis."""
 
 
+class Encoding(NamedTuple):
+    """How a file has the numbers of a tensor in another form than as they are: row by row, to be decoded to float32."""
+
+    name: str
+    begin: int
+    """First byte of the tensor in the file. Bytes of a placement are those of the float32 numbers."""
+    row_bytes: int
+    row_elements: int
+
+
 class Placement(NamedTuple):
     """Where a box of a tensor lies."""
 
@@ -32,6 +42,8 @@ class Placement(NamedTuple):
     """First byte in `file`."""
     strides: Box
     """Bytes between neighbours along each axis: `row_major` or, where the file is transposed, any other."""
+    encoding: Encoding | None = None
+    """None: the file has the numbers as they are."""
 
     def inside(self, offset: Box) -> int:
         """The first byte of the element at `offset` of the tensor."""
