@@ -15,10 +15,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 LOAD = """
-import os, sys
+import sys
 
 checkpoint, hf = sys.argv[1:]
-os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
 from swift_mega import compat
 
 compat.install()
