@@ -90,3 +90,17 @@ def test_gradients(name: str, layout: str, tiny_model: TinyModel, distributed: W
     found = load_file(tmp_path / "gradients" / "model.safetensors")
     assert set(found) == set(expected_gradients(folder))
     assert wrong(found, expected_gradients(folder)) == []
+
+
+@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3", "gpt-oss"])
+def test_fresh_weights_are_the_same_on_every_layout(
+    name: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path
+) -> None:
+    digests = set()
+    for layout in ("TP1", "EP2", "TP2xPP2"):
+        world_size, parallel = layout_of(name, layout)
+        target = tmp_path / layout
+        digests |= set(distributed(cases.random_weights, world_size, tiny_model(name), parallel, target))
+    assert len(digests) == 1
+    weights = load_file(target / "model.safetensors")
+    assert not any(weights[key].any() for key in weights if key.endswith(("bias", "sinks")))
