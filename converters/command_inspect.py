@@ -1,7 +1,7 @@
 """Show what a checkpoint holds: tensors, shapes, dtypes, sizes, parameters, and how it is cut into chunks and files.
 
-Works on any Hugging Face folder and any distributed checkpoint, also of models that cannot be converted; nothing
-but headers is read.
+Works on any Hugging Face folder and any checkpoint, also of models that cannot be converted, and on GGUF files;
+nothing but headers is read.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `convert inspect`."""
-    parser.add_argument("path", metavar="PATH", type=Path, help="Hugging Face folder or distributed checkpoint")
+    parser.add_argument("path", metavar="PATH", type=Path, help="Hugging Face folder, checkpoint or GGUF file")
     parser.add_argument("--all", action="store_true", help="one line for every layer and expert")
 
 

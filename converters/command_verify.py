@@ -39,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
 def _tensors(side: Path) -> dict[str, dict[str, Any]]:
     """Of a manifest or of a folder."""
     from converters.logical import fingerprints, open_logical, read_manifest
+    from converters.stores.gguf_file import SUFFIX
 
-    is_manifest = side.is_file() or side.suffix == ".json"
+    is_manifest = side.suffix != SUFFIX and (side.is_file() or side.suffix == ".json")
     return read_manifest(side) if is_manifest else fingerprints(open_logical(side))
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converters import checkpoint
-from converters.stores import safetensors, torch_dist
+from converters.stores import gguf_file, legacy, safetensors, torch_dist
+from converters.stores.torch_zip import TensorRecord
 from converters.tensors import TensorSpec
 from swift_mega.base.errors import UserError
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=_)\d+(?=[_/])")
+"""Of a layer, an expert or a rank."""
 
 
 class Entry(NamedTuple):
@@ -33,7 +37,7 @@ def contents(path: Path, every: bool = False) -> Iterator[str]:
     kind, entries, files = _entries(path)
     groups: dict[tuple[str, Entry], int] = defaultdict(int)
     for name, entry in entries.items():
-        groups[name if every else re.sub(r"(?<=\.)\d+(?=\.)", "*", name), entry] += 1
+        groups[name if every else NUMBER.sub("*", name), entry] += 1
     width = max((len(name) for name, _ in groups), default=0)
     yield f"{path}: {kind}"
     for (name, entry), count in groups.items():
@@ -50,6 +54,21 @@ def contents(path: Path, every: bool = False) -> Iterator[str]:
 
 
 def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
+    if path.suffix == gguf_file.SUFFIX and path.is_file():
+        file = gguf_file.GgufFile(path)
+        space = file.space({}, {})
+        found = {name: Entry(stored.spec, ()) for name, stored in space.items()}
+        return f"GGUF file of architecture {file.architecture}, as it is read", found, 1
+    if ranks := legacy.find(path):
+        saved = legacy.open_ranks(ranks)
+        found = {
+            f"{file.path.parent.name}/{name}": Entry(record.spec, ())
+            for file in saved
+            for chunk in file.chunks
+            for name, record in chunk.items()
+            if isinstance(record, TensorRecord)
+        }
+        return f"Megatron checkpoint {ranks.name} with a file for each of {len(saved):,} ranks", found, len(saved)
     if checkpoint.is_megatron(path) or (path / torch_dist.METADATA).is_file():
         folder = checkpoint.latest(path) if checkpoint.is_megatron(path) else path
         stored = torch_dist.open_distributed(folder)
@@ -67,7 +86,7 @@ def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
         kind = f"distributed checkpoint {folder.name}, {len(stored.objects):,} objects besides"
         return kind, entries, len(files)
     if not path.is_dir():
-        raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder or a distributed checkpoint.")
+        raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder, a checkpoint or a GGUF file.")
     store = safetensors.open_folder(path)
     entries = {name: Entry(spec, ()) for name, spec in store.tensors.items()}
     return "Hugging Face folder", entries, len({place.file for place in store.places.values()})

@@ -151,7 +151,7 @@ def _open_gguf(path: Path, given: Path | None, vocab_divisible_by: int, target_t
         return source
     return replace(
         source,
-        made={"config.json": json_bytes(config, sort_keys=False)},
+        made={"config.json": json_bytes(config, sort_keys=False), **file.chat_template()},
         notes=[*source.notes, "config.json is made of what the file says; --config FOLDER takes a tokenizer along"],
     )
 

@@ -120,6 +120,11 @@ class GgufFile:
             "dtype": "float32",
         }
 
+    def chat_template(self) -> dict[str, bytes]:
+        """The file that Hugging Face's folders have it in."""
+        template = self.fields.get("tokenizer.chat_template")
+        return {"chat_template.jinja": str(template).encode()} if template else {}
+
     def space(self, wanted: Mapping[str, Box], config: Config) -> Space:
         """The tensors under Hugging Face names; those that are none of `wanted` under their own.
 

@@ -15,6 +15,7 @@ from converters import checkpoint
 from converters.convert import Options, convert
 from converters.stores.safetensors import open_folder
 from swift_mega.base.errors import UserError
+from swift_mega.cli.main import main
 
 gguf = pytest.importorskip("gguf")
 
@@ -196,3 +197,11 @@ def test_a_real_model_is_what_transformers_reads(smollm2: Path, tmp_path: Path) 
         assert found.tensors == expected.tensors
         for key in expected.tensors:
             assert found.array(key).tobytes() == expected.array(key).tobytes(), key
+
+
+def test_from_the_command_line(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    write(file, tiny_model("qwen3-tied"), "qwen3", "F32")
+    assert main(["convert", str(file), str(tmp_path / "megatron")]) == 0
+    assert main(["convert", "verify", str(file), str(tmp_path / "megatron")]) == 0
+    assert main(["convert", "inspect", str(file)]) == 0

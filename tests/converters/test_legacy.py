@@ -1,6 +1,7 @@
 """Checkpoints with a file for each rank: megatron-core's own are read, and megatron-core loads ours."""
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from converters.convert import Options, convert
 from converters.stores import legacy
 from converters.stores.safetensors import open_folder
 from swift_mega.base.errors import UserError
+from swift_mega.cli.main import main
 from tests.converters import legacy_cases
 from tests.support.distributed import ROOT, Workers
 
@@ -295,3 +297,30 @@ def test_needs_no_torch(ranks_of: Callable[..., Path], tmp_path: Path) -> None:
     )
     source = ranks_of("qwen3-moe", target_tp=2)
     subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path / "x")], check=True, cwd=ROOT)
+
+
+def test_verify_and_inspect(
+    ranks_of: Callable[..., Path], tiny_model: TinyModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ranks_of("llama", target_tp=2, target_pp=2)
+    assert main(["convert", "verify", str(tiny_model("llama")), str(folder.parent)]) == 0
+    capsys.readouterr()
+    assert main(["convert", "inspect", str(folder.parent)]) == 0
+    said = capsys.readouterr().out
+    assert "with a file for each of 4 ranks" in said
+    assert re.search(r" 8 × mp_rank_\*_\*/decoder\.layers\.\*\.mlp\.linear_fc2\.weight +float32 +32 × 24\n", said)
+
+
+def test_a_forecast(ranks_of: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(ranks_of("llama", target_tp=2), tmp_path / "x", to="legacy", options=Options(dry_run=True, target_pp=2))
+    assert "2 files" in capsys.readouterr().out and not (tmp_path / "x").exists()
+
+
+def test_from_the_command_line(tiny_model: TinyModel, tmp_path: Path) -> None:
+    words = ["--to", "legacy", "--target-tp", "2", "--target-pp", "2", "--target-vpp", "2", "--layer-spec", "local"]
+    assert main(["convert", str(tiny_model("llama")), str(tmp_path / "legacy"), *words]) == 0
+    assert len(list((tmp_path / "legacy" / "release").glob("mp_rank_0?_00?/model_optim_rng.pt"))) == 4
+    shutil.move(tmp_path / "legacy" / "release" / "hf", tmp_path / "elsewhere")
+    back = ["convert", str(tmp_path / "legacy"), str(tmp_path / "hf"), "--config", str(tmp_path / "elsewhere")]
+    assert main(back) == 0
+    assert_same_model(tmp_path / "hf", tiny_model("llama"))

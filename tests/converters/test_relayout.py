@@ -1,5 +1,6 @@
 """Megatron to Megatron: a checkpoint of a real run written anew, with everything that is in it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,15 @@ def test_a_run_goes_on_from_it(two_steps: Place, tmp_path: Path) -> None:
     expected = [values(straight, name)[2:] for name in ("loss", "grad_norm")]
     assert series[128] == expected
     assert series[4] == [pytest.approx(own, rel=1e-6) for own in expected]
+
+
+def test_a_checkpoint_that_does_not_say_which_model_it_is_of(two_steps: Place, tmp_path: Path) -> None:
+    """As Megatron-LM writes them, with config.json elsewhere."""
+    folder = Path(shutil.copytree(saved(two_steps), tmp_path / "iter_0000002"))
+    shutil.rmtree(folder / "hf")
+    with pytest.raises(UserError, match="hf/ folder"):
+        convert(folder, tmp_path / "x")
+    convert(folder, tmp_path / "one", options=Options(config=two_steps.model))
+    convert(saved(two_steps), tmp_path / "two")
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
