@@ -10,7 +10,6 @@ Every tensor of the store is accounted for when the view is made (`converters.ac
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -155,23 +154,6 @@ class MegatronView:
                         transposed=turned,
                         steps=(*(1,) * len(within), *_turned((run.step, *ones), turned)) if run.step > 1 else (),
                     )
-
-    def chunks(self, key: str) -> Iterator[tuple[Box, Box]]:
-        """(offset, shape) of the boxes in which megatron-core stores `key` on one rank: a layer, or a part of it."""
-        rule, spec = self._rules[key], self.tensors[key]
-        depth = len(rule.stack)
-        rows = spec.shape[depth] // rule.fragments
-        shape = (1,) * depth + (rows, *spec.shape[depth + 1 :])
-        for position in itertools.product(*map(range, spec.shape[:depth]), range(rule.fragments)):
-            *layer, fragment = position
-            yield (*layer, fragment * rows, *(0,) * (len(shape) - depth - 1)), shape
-
-    def position(self, key: str, offset: Box) -> tuple[Path, int]:
-        """File and byte of the first source tensor of the layer at `offset`: what to sort reads by."""
-        depth = len(self._rules[key].stack)
-        _, sources = next(self._layers(key, offset, (1,) * depth))
-        place = self.store.places[sources[0].name]
-        return place.file, place.offset
 
     def _layers(self, key: str, offset: Box, shape: Box) -> Iterator[tuple[tuple[int, ...], list[Source]]]:
         """(index into the box, sources) of each position that the box touches on the stacked axes."""
