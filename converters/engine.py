@@ -8,7 +8,9 @@ a slab at a time. Nothing here knows what a tensor is.
 
 import contextlib
 import errno
+import fcntl
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -164,9 +166,51 @@ def copy(move: Move, files: Files, report: Report) -> None:
         _copy_run(source, move.begin, target, move.at, move.nbytes, move.source, report)
         return
     box = load(move, source)
-    for at, run in _runs(box, move.at, move.target_strides):
-        _write(target, run, at)
+    if _run_bytes(move) >= SHORT_BYTES:
+        for at, run in _runs(box, move.at, move.target_strides):
+            _write(target, run, at)
+    else:
+        _scatter(box, move, target)
     report(move.nbytes)
+
+
+SHORT_BYTES = 512
+"""Shorter runs, such as every second element, are not written one by one: what lies between is read and rewritten."""
+
+
+def _run_bytes(move: Move) -> int:
+    """Length of what lies without a gap in the target."""
+    itemsize = CARRIER[move.target_dtype].itemsize
+    return move.shape[-1] * itemsize if move.target_strides[-1] == itemsize else itemsize
+
+
+def _scatter(box: np.ndarray, move: Move, target: int) -> None:
+    extent = span(move.shape, move.target_strides, box.itemsize)
+    with _alone(target, move.at, extent):
+        buffer = bytearray(extent)
+        _read(target, buffer, move.at, move.target)
+        np.ndarray(move.shape, box.dtype, buffer, strides=move.target_strides)[...] = box
+        _write(target, buffer, move.at)
+
+
+_scattering = threading.Lock()
+
+
+@contextlib.contextmanager
+def _alone(descriptor: int, begin: int, length: int) -> Iterator[None]:
+    """No other thread or machine rewrites these bytes meanwhile, whose neighbours it may be filling."""
+
+    def lock(kind: int) -> None:
+        # Of the open file, not of the process: another thread may close the same file.
+        what = struct.pack("hhqqi4x", kind, os.SEEK_SET, begin, length, 0)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, what)
+
+    with _scattering:
+        lock(fcntl.F_WRLCK)
+        try:
+            yield
+        finally:
+            lock(fcntl.F_UNLCK)
 
 
 def load(move: Move, source: int) -> np.ndarray:

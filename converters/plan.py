@@ -183,9 +183,12 @@ def _boxes(
 
 
 def _simplified(shape: Box, source: Box, target: Box) -> tuple[Box, Box, Box]:
-    """The same elements in as few axes as possible: what follows on without a gap on both sides is one axis."""
+    """The same elements in as few axes as possible, in the order in which the target has them.
+
+    What follows on without a gap on both sides is one axis.
+    """
     axes: list[tuple[int, int, int]] = []
-    for size, near, far in reversed(list(zip(shape, source, target, strict=True))):
+    for size, near, far in sorted(zip(shape, source, target, strict=True), key=lambda axis: axis[2]):
         if size == 1 and axes:
             continue
         if axes and near == axes[-1][0] * axes[-1][1] and far == axes[-1][0] * axes[-1][2]:
