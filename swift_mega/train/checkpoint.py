@@ -13,6 +13,7 @@ is restored on the same layout and drawn anew, from the seed and the step, on an
 import dataclasses
 import shutil
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,7 +43,7 @@ WAY_OUT = "lower checkpoint.keep_last, or choose another `output`; the same comm
 OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 GROUP_OPTIONS = ("max_lr", "min_lr", "betas", "eps")
-"""Options in Adam's parameter groups. The scheduler asks them, not itself, for the learning rates."""
+"""Options that all of Adam's parameter groups share. The scheduler asks them, not itself, for the learning rates."""
 
 
 @dataclass
@@ -54,6 +55,15 @@ class Progress:
 
     consumed_samples: int = 0
     """Samples read from the training stream."""
+
+
+def _param_groups(state: Any) -> Iterator[dict[str, Any]]:
+    """The parameter groups in the state of an optimizer, or of several that are chained."""
+    if isinstance(state, dict):
+        yield from state.get("param_groups", ())
+    entries = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    for entry in entries:
+        yield from _param_groups(entry)
 
 
 def named_chunks(chunks: list[Any]) -> dict[str, Any]:
@@ -190,11 +200,14 @@ class Checkpointer:
         return progress
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Moments and step count; the options that megatron saves in the groups are this start's to say."""
-        options = [{name: group[name] for name in GROUP_OPTIONS} for group in self.optimizer.param_groups]
+        """Moments and step count; the options that megatron saves in the groups are this start's to say.
+
+        They are changed before the load: megatron-core 0.19 finds a group again by some of them.
+        """
+        own = self.optimizer.param_groups[0]
+        for group in _param_groups(state):
+            group.update({name: own[name] for name in GROUP_OPTIONS if name in group})
         self.optimizer.load_state_dict(state)
-        for group, own in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(own)
 
     def _state(self, progress: Progress, *, is_loading: bool) -> dict[str, Any]:
         model = model_state(self.chunks)
