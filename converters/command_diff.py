@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance", type=float, default=0.0, metavar="X", help="largest relative difference allowed (default: 0)"
     )
+    parser.add_argument(
+        "--config", type=Path, metavar="FOLDER", help="where config.json is, for checkpoints that have none"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from converters.logical import arrays, open_logical
     from swift_mega.base.console import say
 
-    one, other = open_logical(args.one), open_logical(args.other)
+    one, other = (open_logical(side, args.config) for side in (args.one, args.other))
     apart = 0
     for name in sorted(one.tensors.keys() ^ other.tensors.keys()):
         say(f"`{name}` is only in {args.one if name in one.tensors else args.other}")

@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="where to write it (default: PATH/tensors.xxh3.json)"
     )
+    parser.add_argument(
+        "--config", type=Path, metavar="FOLDER", help="where config.json is, for checkpoints that have none"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -22,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from swift_mega.base.console import say
     from swift_mega.base.writing import write_errors_are_the_users
 
-    tensors = fingerprints(open_logical(args.path))
+    tensors = fingerprints(open_logical(args.path, args.config))
     output = args.output or args.path / MANIFEST
     with write_errors_are_the_users(output, option="--output"):
         write_manifest(output, tensors)

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `convert verify`."""
     parser.add_argument("one", metavar="A", type=Path, help="folder or manifest")
     parser.add_argument("other", metavar="B", type=Path, nargs="?", help="folder or manifest (default: A's manifest)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FOLDER", help="where config.json is, for checkpoints that have none"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from swift_mega.base.console import say
 
     sides = [args.one, args.other or args.one / MANIFEST]
-    one, other = map(_tensors, sides)
+    one, other = (_tensors(side, args.config) for side in sides)
     faults = [f"`{name}` is only in {sides[0]}" for name in one.keys() - other.keys()]
     faults += [f"`{name}` is only in {sides[1]}" for name in other.keys() - one.keys()]
     faults += [f"`{name}` {fault}" for name in one.keys() & other.keys() if (fault := _fault(one[name], other[name]))]
@@ -36,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def _tensors(side: Path) -> dict[str, dict[str, Any]]:
+def _tensors(side: Path, config: Path | None) -> dict[str, dict[str, Any]]:
     """Of a manifest or of a folder."""
     from converters.logical import fingerprints, open_logical, read_manifest
     from converters.stores.gguf_file import SUFFIX
 
     is_manifest = side.suffix != SUFFIX and (side.is_file() or side.suffix == ".json")
-    return read_manifest(side) if is_manifest else fingerprints(open_logical(side))
+    return read_manifest(side) if is_manifest else fingerprints(open_logical(side, config))
 
 
 def _fault(one: dict[str, Any], other: dict[str, Any]) -> str | None:

@@ -52,13 +52,17 @@ class Logical:
         return np.frombuffer(buffer, CARRIER[spec.dtype]).reshape(spec.shape)
 
 
-def open_logical(path: Path) -> Logical:
+def open_logical(path: Path, config: Path | None = None) -> Logical:
     """The model in a folder of any format.
+
+    Args:
+        path: the folder, or a GGUF file.
+        config: a folder with config.json, where the checkpoint has none.
 
     Raises:
         UserError: see `open_source`.
     """
-    source = open_source(path)
+    source = open_source(path, config=config)
     weights, aside = _specs(source), {name: stored.spec for name, stored in source.set_aside.items()}
     # Every tensor is a file of its own, which is never written.
     places = {name: Place(spec, Path(name), 0) for name, spec in (weights | aside).items()}

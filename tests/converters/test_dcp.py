@@ -12,6 +12,7 @@ from converters import checkpoint
 from converters.convert import Options, convert
 from converters.stores.safetensors import open_folder
 from swift_mega.base.errors import UserError
+from swift_mega.cli.main import main
 from tests.support.distributed import Workers
 
 TinyModel = Callable[..., Path]
@@ -50,6 +51,8 @@ def test_exported_and_imported(
     convert(tmp_path / "dcp", tmp_path / "megatron", options=options)
     convert(tmp_path / "megatron", tmp_path / "back")
     assert checkpoint.is_megatron(tmp_path / "megatron")
+    sides = [str(tmp_path / "dcp"), str(tmp_path / "megatron"), "--config", str(hf)]
+    assert main(["convert", "verify", *sides]) == main(["convert", "diff", *sides]) == 0
     expected = open_folder(hf)
     for folder in ("hf", "back"):
         found = open_folder(tmp_path / folder)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from converters import checkpoint
+from converters import checkpoint, engine
 from converters.convert import Options, convert
 from converters.stores import legacy
 from converters.stores.safetensors import open_folder
@@ -327,4 +327,25 @@ def test_from_the_command_line(tiny_model: TinyModel, tmp_path: Path) -> None:
     shutil.move(tmp_path / "legacy" / "release" / "hf", tmp_path / "elsewhere")
     back = ["convert", str(tmp_path / "legacy"), str(tmp_path / "hf"), "--config", str(tmp_path / "elsewhere")]
     assert main(back) == 0
+    assert_same_model(tmp_path / "hf", tiny_model("llama"))
+
+
+def test_an_interruption_is_gone_on_from(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = Options(target_tp=2, target_pp=2)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "finish", interrupted)
+        convert(tiny_model("llama"), tmp_path / "x", to="legacy", options=chosen)
+    assert legacy.find(tmp_path / "x") is None
+    copied: list[Any] = []
+    monkeypatch.setattr(engine, "copy", lambda *arguments: copied.append(arguments))
+    convert(tiny_model("llama"), tmp_path / "x", to="legacy", options=chosen)
+    assert copied == []
+    monkeypatch.undo()
+    convert(tmp_path / "x", tmp_path / "hf")
     assert_same_model(tmp_path / "hf", tiny_model("llama"))
