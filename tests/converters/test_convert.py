@@ -354,14 +354,20 @@ class TestMegatronCore:
             position_embedding_type="rope",
         )
 
-    @pytest.mark.parametrize("variant", ["llama-bias", "llama-tied", "mistral", "qwen2", "qwen3-tied"])
+    @pytest.mark.parametrize(
+        ("variant", "keys"),
+        [
+            *((variant, None) for variant in ("llama-bias", "llama-tied", "mistral", "qwen2", "qwen3-tied")),
+            ("qwen3-tied", "per-layer"),
+        ],
+    )
     def test_loads_strictly(
-        self, variant: str, hf_model: Callable[[str], Path], megatron_model: Callable[..., Path]
+        self, variant: str, keys: Any, hf_model: Callable[[str], Path], megatron_model: Callable[..., Path]
     ) -> None:
         from megatron.core import dist_checkpointing
         from megatron.core.dist_checkpointing.validation import StrictHandling
 
-        folder = checkpoint.latest(megatron_model(variant))
+        folder = checkpoint.latest(megatron_model(variant, keys=keys))
         model = self.gpt_model(folder)
         state = model.sharded_state_dict(metadata=dist_checkpointing.load_content_metadata(str(folder)))
         loaded = dist_checkpointing.load({"model": state}, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
