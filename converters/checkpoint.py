@@ -141,9 +141,7 @@ def hf_files(folder: str | Path) -> list[Path]:
     return sorted(
         file
         for file in Path(folder).iterdir()
-        if (file.is_file()
-        and not file.name.endswith(WEIGHT_SUFFIXES)
-        and not file.name.startswith("."))
+        if (file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and not file.name.startswith("."))
         or file.name == UNMAPPED
     )
 
