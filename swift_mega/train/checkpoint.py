@@ -217,6 +217,7 @@ class Checkpointer:
             "iteration": progress.step,
             "progress": dataclasses.asdict(progress),
             "rng_shape": rng_shape(),
+            "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
             "opt_param_scheduler": self.scheduler.state_dict(),
             "optimizer": self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=OPTIMIZER_FORMAT),
             "rng_state": ShardedObject("rng_state", rng_state(), rng_shape(), rng_position()),
@@ -264,6 +265,13 @@ class Checkpointer:
             raise UserError(
                 f"{folder} holds weights but no optimizer state, so there is nothing to resume.",
                 f"Start a new run from it: model.path={folder.parent}",
+            )
+        before, now = common.get("expert_model_parallel_size", 1), parallel_state.get_expert_model_parallel_world_size()
+        if before != now:
+            raise UserError(
+                f"{folder} was saved with parallel.expert_model_parallel_size {before}, this start has {now}; the "
+                "optimizer's state of experts cannot be taken over by another number of ranks.",
+                f"Resume with {before}, or start a new run from the weights: model.path={folder.parent}",
             )
         differences = [
             f"{name}: {saved.get(name)!r} there, {value!r} here"
