@@ -25,12 +25,16 @@ START_S = 150
 """More for the first case: until all processes have imported torch and megatron on a busy machine."""
 
 
+MOST_CASES = 60
+"""Every world that gloo leaves keeps three threads that poll; after some hundred they take a core for themselves."""
+
+
 class Failed(AssertionError):
     """A rank raised, died or did not answer; holds its traceback."""
 
 
 class Workers:
-    """`size` processes under `torch.distributed.run`, started at the first case and again after one that hung.
+    """`size` processes under `torch.distributed.run`, started at the first case, and again after one that hung and after many.
 
     Cases and results travel as files, as the store takes 8 MB at most; the store says when they are there.
 
@@ -56,6 +60,8 @@ class Workers:
             Failed: with the traceback of the first rank that raised, or the end of the log.
         """
         assert world_size <= self.size, f"{world_size} ranks of {self.size}"
+        if self._cases >= MOST_CASES:
+            self.close()
         if self._process is None:
             self._start()
             timeout_s += START_S
