@@ -34,7 +34,7 @@ class Failed(AssertionError):
 
 
 class Workers:
-    """`size` processes under `torch.distributed.run`, started at the first case, and again after one that hung and after many.
+    """`size` processes under `torch.distributed.run`, started anew after a case that hung and after many cases.
 
     Cases and results travel as files, as the store takes 8 MB at most; the store says when they are there.
 

@@ -1,5 +1,6 @@
 """A rank of `Workers`: takes cases from the store until there are no more. Started by torchrun."""
 
+import gc
 import importlib
 import os
 import pickle
@@ -36,6 +37,8 @@ def main() -> None:
             result = file.with_name(f"result-{number}-{rank}")
             result.write_bytes(pickle.dumps(_outcome(store, number, rank, case)))
             store.set(f"result/{number}/{rank}", str(result))
+        if number % 10 == 9:
+            gc.collect()  # models hold their groups in cycles, and each group has threads that poll
         number += 1
 
 
