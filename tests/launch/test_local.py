@@ -164,6 +164,9 @@ def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path) -> None:
     pids = [_content(tmp_path / str(rank)) for rank in range(2)]
     job.kill()
     job.communicate(timeout=5)  # to the end of the output, which the ranks hold open as long as they live
+    deadline = time.monotonic() + 5  # a process closes its files a moment before it is gone
+    while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not any(_alive(pid) for pid in pids)
 
 
