@@ -135,7 +135,7 @@ def make_plan(source: Space, target: Space) -> Plan:
         moves += _merged(_moves(name, source[name], wanted, unused, zeros))
         if wanted.again:
             moves += _merged(_boxes(name, source[name], wanted.spec.dtype, wanted.again, Counter(), Counter()))
-    pieces = (piece for move in moves for piece in _cut(move))
+    pieces = (piece for move in moves for run in _runs(move) for piece in _cut(run))
     return Plan(sorted(pieces, key=lambda move: move.position), unused, zeros)
 
 

@@ -85,6 +85,10 @@ def test_long_runs_are_the_kernels_and_short_ones_share_a_move() -> None:
     whole = Stored(spec, [contiguous(spec.shape, "a")])
     apart = Stored(spec, [contiguous((1, row), f"b{n % 2}", offset=(n, 0)) for n in range(rows)])
     assert all(move.is_run for move in make_plan({"x": whole}, {"x": apart}).moves)
+    sides = [contiguous((rows, row), f"b{n}", offset=(0, n * row)) for n in range(2)]
+    wide = TensorSpec((rows, 2 * row), "bfloat16")
+    plan = make_plan({"x": Stored(wide, [contiguous(wide.shape, "a")])}, {"x": Stored(wide, sides)})
+    assert len(plan.moves) == 2 * rows and all(move.is_run for move in plan.moves)
     halves = [contiguous((rows, row // 2), f"b{n}", offset=(0, n * row // 2)) for n in range(2)]
     plan = make_plan({"x": whole}, {"x": Stored(spec, halves)})
     assert len(plan.moves) == 2 and not any(move.is_run for move in plan.moves)
