@@ -22,6 +22,7 @@ import xxhash
 from converters.decoding import decoded, rows_for
 from converters.plan import Move, Plan, Target, span
 from converters.space import Encoding, Stored
+from converters.stores.files import sync
 from converters.tensors import CARRIER, cast
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
@@ -152,11 +153,11 @@ def finish(target: Target) -> None:
     folder = next(iter(target.files)).parent
     with write_errors_are_the_users(folder):
         for path in target.files:
-            _sync(path)
+            sync(path)
         for path, content in target.closing:
             path.write_bytes(content)
-            _sync(path)
-        _sync(folder)
+            sync(path)
+        sync(folder)
 
 
 def copy(move: Move, files: Files, report: Report) -> None:
@@ -303,11 +304,3 @@ def _ends_early(path: Path, end: int) -> UserError:
         f"{path} is {path.stat().st_size:,} bytes long, its content goes on to byte {end:,}.",
         "It was cut off, or changed during the conversion; copy it again.",
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

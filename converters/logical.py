@@ -4,7 +4,7 @@ This is what two checkpoints are compared by: no padding, no interleaving, no st
 A Megatron checkpoint is read through the plan of its export, one tensor at a time into memory instead of a file.
 """
 
-import math
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,15 +84,11 @@ def _specs(source: Source) -> dict[str, TensorSpec]:
 def arrays(model: Logical, desc: str) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor in turn, with a progress bar."""
     total = sum(spec.nbytes for spec in model.tensors.values())
-    files = engine.Files()
-    try:
-        with progress(total, desc, "B", unit_scale=True) as bar:
-            for name in model.tensors:
-                array = model.read(name, files)
-                bar.update(array.nbytes)
-                yield name, array
-    finally:
-        files.close()
+    with contextlib.closing(engine.Files()) as files, progress(total, desc, "B", unit_scale=True) as bar:
+        for name in model.tensors:
+            array = model.read(name, files)
+            bar.update(array.nbytes)
+            yield name, array
 
 
 def fingerprints(model: Logical) -> dict[str, dict[str, Any]]:
@@ -122,8 +118,3 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(tensors, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
         raise UserError(f"{path} is no manifest.", "Make one with `swift-mega convert manifest FOLDER`.")
     return tensors
-
-
-def elements(model: Logical) -> int:
-    """How many numbers a model is made of."""
-    return sum(math.prod(spec.shape) for spec in model.tensors.values())

@@ -1,6 +1,7 @@
-"""Small file chores that every store has: JSON that may be broken."""
+"""Small file chores that every store has: JSON that may be broken, and what has to be on the disk."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,12 @@ def write_json(path: Path, content: dict[str, Any], sort_keys: bool = True) -> N
 def json_bytes(content: dict[str, Any], sort_keys: bool = True) -> bytes:
     """What `write_json` writes."""
     return (json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

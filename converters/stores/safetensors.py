@@ -23,7 +23,7 @@ import numpy as np
 
 from converters.plan import Target
 from converters.space import Placement, Space, Stored, row_major
-from converters.stores.files import json_bytes, read_json, write_json
+from converters.stores.files import json_bytes, read_json, sync, write_json
 from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
@@ -239,11 +239,11 @@ def finish(store: SafetensorsFolder) -> None:
     shards = {place.file: place.file.with_suffix("") for place in store.places.values()}
     with write_errors_are_the_users(store.path):
         for partial, final in shards.items():
-            _sync(partial)
+            sync(partial)
             os.replace(partial, final)
         if len(shards) > 1 or SINGLE not in {final.name for final in shards.values()}:
             write_json(store.path / INDEX, _index(store))
-    _sync(store.path)
+    sync(store.path)
     store.places = {name: Place(place.spec, shards[place.file], place.offset) for name, place in store.places.items()}
 
 
@@ -327,11 +327,3 @@ def places(target: Target) -> dict[str, Place]:
         assert whole.file is not None, "a file holds it"
         found[name] = Place(stored.spec, whole.file, whole.begin)
     return found
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

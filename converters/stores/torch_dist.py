@@ -215,7 +215,7 @@ def layout(
         objects: key → content.
         common: content of `common.pt`. None: there is none, as its content is among the objects.
     """
-    total = sum(_nbytes(tensors[key].dtype, shape) for key, _, shape in chunks)
+    total = sum(TensorSpec(shape, tensors[key].dtype).nbytes for key, _, shape in chunks)
     count = min(MAX_FILES, max(1, -(-total // FILE_BYTES)))
     writer = _Layout(folder, total, count)
     listing = Listing(dict(tensors), {key: [] for key in tensors}, {})
@@ -257,10 +257,6 @@ class _Layout:
         self.files[file] = at + payload + len(frame.tail)
         self._filled += payload
         return Blob(file.name, begin, self.files[file] - begin), file, at
-
-
-def _nbytes(dtype: str, shape: Box) -> int:
-    return TensorSpec(shape, dtype).nbytes
 
 
 @contextmanager

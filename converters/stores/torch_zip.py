@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from converters.space import row_major
 from converters.stores import opcodes as op
 from converters.tensors import CARRIER, TensorSpec
 
@@ -199,17 +200,9 @@ def read(descriptor: int, begin: int, length: int, more: Mapping[tuple[str, str]
             raise ValueError(
                 f"{record.filename} is {record.file_size:,} bytes long, {first + spec.nbytes:,} are needed"
             )
-        return TensorRecord(spec, payload + first, reference.strides == _contiguous(reference.shape))
+        return TensorRecord(spec, payload + first, reference.strides == row_major(reference.shape, 1))
 
     return replaced(value, place)
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
 
 
 def replaced(value: Any, place: Callable[[_Reference], TensorRecord]) -> Any:
@@ -392,19 +385,11 @@ def _tensor(spec: TensorSpec, key: str) -> bytes:
         op.sequence(reference) + b"Q",
         op.integer(0),
         op.integers(spec.shape),
-        op.integers(_contiguous(spec.shape)),
+        op.integers(row_major(spec.shape, 1)),
         op.FALSE,
         op.call(op.name("collections", "OrderedDict")),
         *(() if typed else (op.name("torch", spec.dtype),)),
     )
-
-
-def object_records(value: Any) -> list[TensorRecord]:
-    """The tensors in what `read` gave, depth first."""
-    if isinstance(value, TensorRecord):
-        return [value]
-    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [record for entry in entries for record in object_records(entry)]
 
 
 def read_file(path: Path, more: Mapping[tuple[str, str], Any] | None = None) -> Any:

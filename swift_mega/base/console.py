@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 LOG_INTERVAL_S = 10.0
-SCALES = "kMGTPEZY"
 """Seconds between two progress lines where there is no terminal."""
+
+SCALES = "kMGTPEZY"
+"""What tqdm writes behind a scaled number."""
 
 
 class Progress(Protocol):
