@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from converters import checkpoint, engine, ranks
+from converters.export import export_plan, exported_tensors
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import padded_vocab_size
-from converters.hf import canonical, repeated
 from converters.megatron_lm import megatron_lm_arguments
 from converters.plan import Plan, Target, make_plan
 from converters.relayout import (
@@ -37,7 +37,6 @@ from converters.stores import safetensors, torch_dist, torch_zip
 from converters.stores.extra_state import extra_states
 from converters.stores.files import json_bytes
 from converters.tensors import TensorSpec
-from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import progress, say
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
@@ -256,28 +255,10 @@ def _small(key: str, offset: Box, shape: Box, dtype: str) -> Iterator[tuple[str,
 
 
 def _to_hf(source: Source, folder: Path, options: Options) -> Conversion:
-    dtypes = _dtypes(source, options.dtype)
-    weights = hf_tensors(source.family, source.arguments, dtypes, source.form)
-    tensors = weights | {name: stored.spec for name, stored in source.set_aside.items()}
+    tensors = exported_tensors(source, _dtypes(source, options.dtype))
     target = safetensors.layout(folder, tensors, options.max_shard_bytes)
-    places = safetensors.places(target)
-    store = safetensors.SafetensorsFolder(folder, {name: places[name] for name in weights}, writable=False)
-    view = MegatronView(source.family, source.config, store, source.space[EMBEDDING].spec.shape[0])
-    _check_shapes(source.path, view, source.space)
-    back = {name: target.space[name] for name in source.set_aside}
-    plan = make_plan(source.space | source.set_aside, canonical(view) | back)
-    plan.moves.extend(repeated(plan.moves, view))
+    plan = export_plan(source, safetensors.places(target))
     return Conversion(source, "hf", target, plan, folder, tensors)
-
-
-def _check_shapes(folder: Path, view: MegatronView, space: Space) -> None:
-    for key, stored in space.items():
-        wanted = view.tensors[key].shape
-        if stored.spec.shape != wanted:
-            raise UserError(
-                f"{folder}: `{key}` is {list(stored.spec.shape)}, with hf/config.json it would be {list(wanted)}.",
-                "The checkpoint is of another model than hf/ says.",
-            )
 
 
 _CONVERSIONS = {"megatron": _to_megatron, "legacy": _to_legacy, "hf": _to_hf}

@@ -15,14 +15,12 @@ import numpy as np
 import xxhash
 
 from converters import engine
-from converters.families._common import EMBEDDING
-from converters.hf import canonical, repeated
-from converters.plan import Move, make_plan, span
-from converters.source import Source, open_source
+from converters.export import export_plan, exported_tensors
+from converters.plan import Move, span
+from converters.source import open_source
 from converters.stores.files import json_bytes, read_json
-from converters.stores.safetensors import Place, SafetensorsFolder
+from converters.stores.safetensors import Place
 from converters.tensors import CARRIER, TensorSpec
-from converters.view import MegatronView, hf_tensors
 from swift_mega.base.console import progress
 from swift_mega.base.errors import UserError
 
@@ -63,22 +61,13 @@ def open_logical(path: Path, config: Path | None = None) -> Logical:
         UserError: see `open_source`.
     """
     source = open_source(path, config=config)
-    weights, aside = _specs(source), {name: stored.spec for name, stored in source.set_aside.items()}
+    tensors = exported_tensors(source, {key: stored.spec.dtype for key, stored in source.space.items()})
     # Every tensor is a file of its own, which is never written.
-    places = {name: Place(spec, Path(name), 0) for name, spec in (weights | aside).items()}
-    store = SafetensorsFolder(Path(), places, writable=False).without(aside)
-    view = MegatronView(source.family, source.config, store, source.space[EMBEDDING].spec.shape[0])
-    back = {name: places[name].stored() for name in aside}
-    plan = make_plan(source.space | source.set_aside, canonical(view) | back)
+    plan = export_plan(source, {name: Place(spec, Path(name), 0) for name, spec in tensors.items()})
     moves: dict[str, list[Move]] = defaultdict(list)
-    for move in [*plan.moves, *repeated(plan.moves, view)]:
+    for move in plan.moves:
         moves[str(move.target)].append(move)
-    return Logical(path, weights | aside, moves)
-
-
-def _specs(source: Source) -> dict[str, TensorSpec]:
-    dtypes = {key: stored.spec.dtype for key, stored in source.space.items()}
-    return hf_tensors(source.family, source.arguments, dtypes, source.form)
+    return Logical(path, tensors, moves)
 
 
 def arrays(model: Logical, desc: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,5 +1,6 @@
 """verify, diff, manifest and inspect, against changes that are known."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,3 +95,11 @@ def test_logits_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "the likeliest token is the same" in capsys.readouterr().out
     assert main(["convert", "verify", *sides[::-1], "--logits", "And it came to pass"]) == 2
     assert main(["convert", "verify", sides[0], "--logits", "And"]) == 2
+
+
+def test_a_checkpoint_of_another_model_is_named(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    file = pair[1] / "release" / "hf" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "intermediate_size": 48}))
+    assert main(["convert", "verify", *map(str, pair)]) == 2
+    assert "with hf/config.json it would be" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""A model of any format as its Hugging Face tensors: what they are, and the plan that fills them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from converters.families._common import EMBEDDING
+from converters.hf import canonical, repeated
+from converters.plan import Plan, make_plan
+from converters.source import Source
+from converters.space import Space
+from converters.stores.safetensors import Place, SafetensorsFolder
+from converters.tensors import TensorSpec
+from converters.view import MegatronView, hf_tensors
+from swift_mega.base.errors import UserError
+
+
+def exported_tensors(source: Source, dtypes: Mapping[str, str]) -> dict[str, TensorSpec]:
+    """Hugging Face name → shape and dtype, those included that Megatron has no place for.
+
+    Args:
+        dtypes: of the weights, by canonical key.
+    """
+    weights = hf_tensors(source.family, source.arguments, dtypes, source.form)
+    return weights | {name: stored.spec for name, stored in source.set_aside.items()}
+
+
+def export_plan(source: Source, places: Mapping[str, Place]) -> Plan:
+    """What fills the tensors of `exported_tensors` at `places`, which may be files that are never written.
+
+    Raises:
+        UserError: the checkpoint is of another model than its config.json says.
+    """
+    store = SafetensorsFolder(source.path, dict(places), writable=False).without(source.set_aside)
+    view = MegatronView(source.family, source.config, store, source.space[EMBEDDING].spec.shape[0])
+    _check_shapes(source.path, view, source.space)
+    back = {name: places[name].stored() for name in source.set_aside}
+    plan = make_plan(source.space | source.set_aside, canonical(view) | back)
+    plan.moves.extend(repeated(plan.moves, view))
+    return plan
+
+
+def _check_shapes(folder: Path, view: MegatronView, space: Space) -> None:
+    for key, stored in space.items():
+        wanted = view.tensors[key].shape
+        if stored.spec.shape != wanted:
+            raise UserError(
+                f"{folder}: `{key}` is {list(stored.spec.shape)}, with hf/config.json it would be {list(wanted)}.",
+                "The checkpoint is of another model than hf/ says.",
+            )
