@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +106,14 @@ def descendants(pid: int) -> list[int]:
 def alive(pid: int) -> bool:
     """Whether the process is there and not merely waiting to be reaped."""
     return _fields(Path(f"/proc/{pid}/stat"))[:1] not in ([], ["Z"])
+
+
+def wait_for_end(pids: Iterable[int], within_s: float) -> None:
+    """Processes close their files a moment before they are gone."""
+    deadline, left = time.monotonic() + within_s, list(pids)
+    while left := [pid for pid in left if alive(pid)]:
+        assert time.monotonic() < deadline, f"still there after {within_s:.0f} s: {left}"
+        time.sleep(0.01)
 
 
 def _fields(stat: Path) -> list[str]:
