@@ -31,7 +31,7 @@ def mismatch(wanted: Iterable[str], found: Iterable[str]) -> str:
     """`missing: …; without a place: …`, or nothing where both hold the same names."""
     wanted, found = set(wanted), set(found)
     return "; ".join(
-        f"{what}: {_some(names)}"
+        f"{what}: {some(names)}"
         for what, names in (("missing", wanted - found), ("without a place", found - wanted))
         if names
     )
@@ -73,7 +73,7 @@ def account(
         _check_tensor(name, shape, store)
     for copy, of in copies.items():
         _check_copy(copy, of, store)
-    notes = [f"left out buffers that the config determines: {_some(buffers)}"] if buffers else []
+    notes = [f"left out buffers that the config determines: {some(buffers)}"] if buffers else []
     notes += [f"left out `{name}`: tied, and byte for byte the same as the embedding" for name in tied]
     return Accounted(notes + [f"`{copy}` repeats `{of}` byte for byte" for copy, of in copies.items()], copies)
 
@@ -136,6 +136,7 @@ def _same_bytes(one: np.ndarray, other: np.ndarray, rows: int = 4096) -> bool:
     return all(one[first : first + rows].tobytes() == other[first : first + rows].tobytes() for first in blocks)
 
 
-def _some(names: set[str]) -> str:
+def some(names: set[str]) -> str:
+    """A few names, for a message."""
     shown = ", ".join(f"`{name}`" for name in sorted(names)[:SHOWN])
     return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

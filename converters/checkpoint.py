@@ -9,7 +9,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from converters.config_table import Config
@@ -27,6 +27,9 @@ EXPORT = "export.json"
 """In `hf/`: the form that the Hugging Face folder had, where its family knows several; an export takes it up."""
 UNMAPPED = "unmapped.safetensors"
 """In `hf/`: tensors of the Hugging Face model that Megatron has no place for; an export puts them back."""
+OURS = (EXPORT, UNMAPPED)
+"""What only a Megatron checkpoint has in its `hf/`."""
+CONFIG = "config.json"
 UNFINISHED = ".unfinished"
 """Suffix of a folder or file that is still being written; a crash leaves it behind, and nothing reads it."""
 
@@ -146,16 +149,14 @@ def hf_files(folder: str | Path) -> list[Path]:
     )
 
 
-def copy_hf_files(source: str | Path, target: str | Path, to_export: bool = False) -> None:
-    """Copy everything but the weights from one Hugging Face folder into another, made if need be.
-
-    `to_export` leaves out what only a Megatron checkpoint has in its `hf/`.
-    """
+def copy_hf_files(source: str | Path, target: str | Path, but: Collection[str] = ()) -> None:
+    """Copy everything but the weights, and the files `but`, from one Hugging Face folder into another, made if need
+    be."""
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     with write_errors_are_the_users(target):
         for file in hf_files(source):
-            if not (to_export and file.name in (UNMAPPED, EXPORT)):
+            if file.name not in but:
                 shutil.copyfile(file, target / file.name)
 
 

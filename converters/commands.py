@@ -62,12 +62,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights-only", action="store_true", help="leave out optimizer, random states and step of a checkpoint"
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FOLDER", help="where config.json and tokenizer are, for a source without them"
+        "--config",
+        type=Path,
+        metavar="FOLDER",
+        help="where config.json and tokenizer are, for a source without them; of an adapter its base model's",
     )
     parser.add_argument(
         "--allow-unmapped",
         action="store_true",
         help="keep tensors that Megatron has no place for in a file beside the weights; the way back restores them",
+    )
+    parser.add_argument(
+        "--lora",
+        choices=["apart", "fused"],
+        default="apart",
+        help="of a PEFT adapter to Megatron: q, k and v, gate and up have an A each, or share one (default: apart)",
     )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads that copy (default: 2)")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that share the work (default: 1)")
@@ -102,6 +111,7 @@ def run(args: argparse.Namespace) -> None:
         weights_only=args.weights_only,
         config=args.config,
         allow_unmapped=args.allow_unmapped,
+        lora=args.lora,
         jobs=args.jobs,
         nodes=args.nodes,
         node_rank=args.node_rank,

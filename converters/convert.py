@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from converters import checkpoint, engine, ranks
+from converters import adapters, checkpoint, engine, ranks
 from converters.export import export_plan, exported_tensors
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import padded_vocab_size
+from converters.fused_lora import Form
 from converters.megatron_lm import megatron_lm_arguments
+from converters.opening import open_source
 from converters.plan import Plan, Target, make_plan
 from converters.relayout import (
     CONTENT,
@@ -31,7 +33,7 @@ from converters.relayout import (
     weight_of,
 )
 from converters.scatter import scattered
-from converters.source import Source, open_source
+from converters.source import Source
 from converters.space import Box, Space, extended, in_order_of
 from converters.stores import safetensors, torch_dist, torch_zip
 from converters.stores.extra_state import extra_states
@@ -52,7 +54,11 @@ NAMES = {
     "legacy": "Megatron, a file for each rank",
     "dcp": "torch.distributed.checkpoint",
     "gguf": "GGUF",
+    "peft": "PEFT adapter",
+    "adapter": "Megatron adapter",
 }
+ADAPTERS = {"hf": NAMES["peft"], "megatron": NAMES["adapter"]}
+"""What the targets are where the source is an adapter."""
 DIVISIBLE_BY = 128
 """What Megatron pads the vocabulary to a multiple of by default."""
 VOCABULARY = {EMBEDDING, OUTPUT}
@@ -94,6 +100,9 @@ class Options:
     allow_unmapped: bool = False
     """Keep tensors that Megatron has no place for in a file beside the weights, instead of stopping."""
 
+    lora: Form = "apart"
+    """Whether Megatron's layer of q, k and v, and that of gate and up, has one LoRA `linear_in` or one for each."""
+
     jobs: int = 2
     """Threads that copy."""
 
@@ -126,6 +135,12 @@ class Conversion:
     tensors: dict[str, TensorSpec]
     """Of the target, under its own names."""
 
+    @property
+    def title(self) -> str:
+        """What becomes what, for the user to read."""
+        to = ADAPTERS[self.to] if self.source.adaptable is not None else NAMES[self.to]
+        return f"{NAMES[self.source.kind]} → {to}"
+
 
 def convert(source: Path, target: Path, *, to: Format | None = None, options: Options | None = None) -> None:
     """Convert a Hugging Face folder into a Megatron checkpoint, or the other way round.
@@ -140,12 +155,22 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
     """
     source, target, options = Path(source), Path(target), options or Options()
     opened = open_source(
-        source, options.vocab_divisible_by or DIVISIBLE_BY, options.target_tp, options.allow_unmapped, options.config
+        source,
+        options.vocab_divisible_by or DIVISIBLE_BY,
+        options.target_tp,
+        options.allow_unmapped,
+        options.config,
+        options.lora,
     )
-    other: Format = "hf" if opened.view is None else "megatron"
+    other: Format = "megatron" if opened.view is not None or opened.kind == "peft" else "hf"
     direction = to or other
     if direction == opened.kind == "hf":
         raise UserError(f"{source} is a Hugging Face folder already.", f"Leave out --to, or say --to {other}.")
+    if opened.adaptable is not None and direction != other:
+        raise UserError(
+            f"{source} is a {NAMES[opened.kind]}; it cannot become --to {direction}.",
+            f"Leave out --to, or say --to {other}, which is the other kind of adapter.",
+        )
     staging = _staging(source, target, options.overwrite)
     conversion = _CONVERSIONS[direction](opened, staging, options)
     _say(conversion)
@@ -163,7 +188,10 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
 
 def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
     check_form(options.keys, source.rules)
-    rows, dtypes = _rows(source, options), _dtypes(source, options.dtype)
+    dtypes = _dtypes(source, options.dtype)
+    if source.adaptable is not None:
+        return _adapter_to_megatron(source, root / checkpoint.RELEASE, options)
+    rows = _rows(source, options)
     if source.stored is None or options.weights_only:
         folder = root / checkpoint.RELEASE
         content = _weights(source, rows, dtypes, options.keys)
@@ -171,11 +199,25 @@ def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
         folder = root / _iteration(source.path, source.stored)
         content = relaid(source.stored, source.arguments, source.rules, dtypes, options.keys, rows)
         source = replace(source, notes=[])
+    return _torch_dist(source, folder, content)
+
+
+def _torch_dist(source: Source, folder: Path, content: Content) -> Conversion:
     boxes = in_order_of(content.space, content.boxes)
     chunks = [part for key, offset, shape in boxes for part in _small(key, offset, shape, content.tensors[key].dtype)]
     target = torch_dist.layout(folder, content.tensors, chunks, content.objects, content.common)
     target.closing[:0] = [(folder / name, text) for name, text in content.others]
     return _beside(source, "megatron", target, folder / checkpoint.HF, content.tensors, content.space)
+
+
+def _adapter_to_megatron(source: Source, folder: Path, options: Options) -> Conversion:
+    """A Megatron checkpoint of nothing but an adapter."""
+    assert source.adaptable is not None, "an adapter"
+    space = source.space if options.keys == "per-layer" else adapters.stacked(source.space, source.adaptable)
+    tensors = {key: TensorSpec(one.spec.shape, options.dtype or one.spec.dtype) for key, one in space.items()}
+    boxes = [(key, (0,) * len(spec.shape), spec.shape) for key, spec in tensors.items()]
+    common = _common(source, source.adaptable.sizes["padded_vocab"], options.keys)
+    return _torch_dist(source, folder, Content(space, tensors, boxes, {}, common, []))
 
 
 def _iteration(folder: Path, stored: torch_dist.TorchDistCheckpoint) -> str:
@@ -195,13 +237,17 @@ def _weights(source: Source, rows: int, dtypes: dict[str, str], keys: Keys | Non
     space = source.space
     if keys == "per-layer":
         space, boxes, tensors = per_layer(space), list(boxes_per_layer(boxes)), specs_per_layer(tensors)
+    return Content(space, tensors, boxes, extra_states(tensors), _common(source, rows, keys), [])
+
+
+def _common(source: Source, rows: int, keys: Keys | None) -> bytes:
     common = {
         "checkpoint_version": 3.0,
         "iteration": 0,
         "args": megatron_lm_arguments(source.arguments, rows),
         "content_metadata": CONTENT[keys] if keys else {"singleton_local_shards": False},
     }
-    return Content(space, tensors, boxes, extra_states(tensors), torch_zip.saved(common), [])
+    return torch_zip.saved(common)
 
 
 def _rows(source: Source, options: Options) -> int:
@@ -256,7 +302,10 @@ def _small(key: str, offset: Box, shape: Box, dtype: str) -> Iterator[tuple[str,
 
 def _to_hf(source: Source, folder: Path, options: Options) -> Conversion:
     tensors = exported_tensors(source, _dtypes(source, options.dtype))
-    target = safetensors.layout(folder, tensors, options.max_shard_bytes)
+    if source.adaptable is None:
+        target = safetensors.layout(folder, tensors, options.max_shard_bytes)
+    else:
+        target = safetensors.one_file(folder / adapters.WEIGHTS, tensors)
     plan = export_plan(source, safetensors.places(target))
     return Conversion(source, "hf", target, plan, folder, tensors)
 
@@ -285,7 +334,7 @@ def _carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
         _await(lambda: _says(state, mark), f"machine 0 to begin this conversion in {root}")
     mine = range(options.node_rank, len(portions), options.nodes)
     total = sum(move.nbytes for number in mine for move in portions[number])
-    with progress(total, f"{NAMES[conversion.source.kind]} → {NAMES[conversion.to]}", "B", True) as bar:
+    with progress(total, conversion.title, "B", True) as bar:
         engine.run(portions, mine, engine.journal_of(root, options.node_rank), options.jobs, bar.update)
     if options.node_rank > 0:
         return False
@@ -297,12 +346,14 @@ def _carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
 
 def _complete(conversion: Conversion, root: Path) -> None:
     if conversion.source.hf_files is not None:
-        checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files, to_export=True)
+        left = [checkpoint.CONFIG] if conversion.source.kind == "adapter" else []
+        checkpoint.copy_hf_files(conversion.source.hf_files, conversion.hf_files, [*checkpoint.OURS, *left])
     for name, content in conversion.source.made.items():
         with write_errors_are_the_users(conversion.hf_files):
             conversion.hf_files.mkdir(parents=True, exist_ok=True)
             (conversion.hf_files / name).write_bytes(content)
-    checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
+    if conversion.source.adaptable is None:
+        checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
     engine.finish(conversion.target)
     if conversion.to != "hf":
         with write_errors_are_the_users(root):
@@ -401,10 +452,10 @@ def _renamed(staging: Path, target: Path) -> Iterator[Callable[[], None]]:
 
 def _say(conversion: Conversion) -> None:
     source = conversion.source
-    arrow = f"{source.path} → {NAMES[conversion.to]}: {source.family.name}"
-    vocabulary = source.space[EMBEDDING].spec.shape[0]
+    arrow = f"{source.path}: {conversion.title}, {source.family.name}"
+    vocabulary = source.space[EMBEDDING].spec.shape[0] if EMBEDDING in source.space else 0
     padded = f", vocabulary {source.arguments.vocab_size:,} padded to {vocabulary:,}"
-    say(arrow + (padded if conversion.to != "hf" else ""))
+    say(arrow + (padded if conversion.to != "hf" and vocabulary else ""))
     for note in source.notes:
         say(f"  {note}")
     for (stored, wanted), count in conversion.plan.decodes.items():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from converters.adapters import in_megatron_order, peft_tensors
 from converters.families._common import EMBEDDING
 from converters.hf import canonical, repeated
 from converters.plan import Plan, make_plan
@@ -15,11 +16,14 @@ from swift_mega.base.errors import UserError
 
 
 def exported_tensors(source: Source, dtypes: Mapping[str, str]) -> dict[str, TensorSpec]:
-    """Hugging Face name → shape and dtype, those included that Megatron has no place for.
+    """Hugging Face name, of an adapter PEFT's → shape and dtype, those included that Megatron has no place for.
 
     Args:
+        source: the model or adapter.
         dtypes: of the weights, by canonical key.
     """
+    if source.adaptable is not None:
+        return peft_tensors(source, dtypes)
     weights = hf_tensors(source.family, source.arguments, dtypes, source.form)
     return weights | {name: stored.spec for name, stored in source.set_aside.items()}
 
@@ -30,10 +34,12 @@ def export_plan(source: Source, places: Mapping[str, Place]) -> Plan:
     Raises:
         UserError: the checkpoint is of another model than its config.json says.
     """
+    back = {name: places[name].stored() for name in source.set_aside}
+    if source.adaptable is not None:
+        return make_plan(source.space | source.set_aside, in_megatron_order(source, places) | back)
     store = SafetensorsFolder(source.path, dict(places), writable=False).without(source.set_aside)
     view = MegatronView(source.family, source.config, store, source.space[EMBEDDING].spec.shape[0])
     _check_shapes(source.path, view, source.space)
-    back = {name: places[name].stored() for name in source.set_aside}
     plan = make_plan(source.space | source.set_aside, canonical(view) | back)
     plan.moves.extend(repeated(plan.moves, view))
     return plan

@@ -14,6 +14,7 @@ from converters.family import Family, family_of, padded_vocab_size, sizes
 from converters.gather import gathered
 from converters.hf import canonical
 from converters.key_forms import canonical_part, canonical_space
+from converters.lora import Adaptable
 from converters.rules import Rule
 from converters.space import Space, check_tiling
 from converters.stores import dcp, legacy, safetensors, torch_dist
@@ -35,7 +36,7 @@ class Source:
     path: Path
     """The folder with the weights; of a Megatron checkpoint the iteration's."""
     kind: str
-    """`hf`, `dcp`, `gguf`, `megatron` or `legacy`."""
+    """`hf`, `dcp`, `gguf`, `megatron` or `legacy`; of an adapter `peft` or `adapter`."""
     config: Config
     family: Family
     arguments: MegatronArguments
@@ -55,6 +56,8 @@ class Source:
     """Name → content of files beside the weights that nothing is copied to, such as a config.json made of metadata."""
     stored: torch_dist.TorchDistCheckpoint | None = None
     """All that a Megatron checkpoint holds, under its own keys."""
+    adaptable: Adaptable | None = None
+    """Of an adapter: the layers of its base model."""
 
     @property
     def rules(self) -> dict[str, Rule]:
@@ -63,7 +66,7 @@ class Source:
         return {rule.megatron: rule for rule in self.family.rules_for(arguments, self.form)}
 
 
-def open_source(
+def open_model(
     path: Path,
     vocab_divisible_by: int = 128,
     target_tp: int = 1,
@@ -178,11 +181,11 @@ def _open_megatron(folder: Path, given: Path | None) -> Source:
     found = {part.key for part in parts.values()} | (set(weights) - set(parts))
     _check_complete(folder, family, wanted, found)
     space = canonical_space({key: stored.stored(key) for key in parts}, parts)
-    _check_tiled(space, folder / torch_dist.METADATA)
+    check_tiled(space, folder / torch_dist.METADATA)
     stored.common()  # whether it can be read
     notes = left_out([*stored.objects, *(key for key in stored.tensors if key not in weights)])
     hf = given or folder / checkpoint.HF
-    beside = _set_aside(hf), _form(hf)
+    beside = unmapped(hf), form_of_export(hf)
     return Source(folder, "megatron", config, family, arguments, space, hf, notes, *beside, stored=stored)
 
 
@@ -196,10 +199,10 @@ def _open_legacy(folder: Path, given: Path | None) -> Source:
     rules = {rule.megatron: rule for rule in family.rules_for(arguments)}
     found = gathered(files, rules, arguments)
     _check_complete(folder, family, set(rules), set(found.space) | found.unknown)
-    _check_tiled(found.space, folder)
+    check_tiled(found.space, folder)
     others = {name for file in files for name in file.others} - legacy.ABOUT
     notes = left_out(found.left_out) + [f"left out `{name}`: not weights" for name in sorted(others)]
-    return Source(folder, "legacy", config, family, arguments, found.space, hf, notes, _set_aside(hf), _form(hf))
+    return Source(folder, "legacy", config, family, arguments, found.space, hf, notes, unmapped(hf), form_of_export(hf))
 
 
 def _check_complete(folder: Path, family: Family, wanted: set[str], found: set[str]) -> None:
@@ -215,7 +218,10 @@ def _check_complete(folder: Path, family: Family, wanted: set[str], found: set[s
         )
 
 
-def _check_tiled(space: Space, file: Path) -> None:
+def check_tiled(space: Space, file: Path) -> None:
+    """Raises:
+    UserError: the chunks of a tensor leave gaps, overlap or lie outside.
+    """
     for key, tensor in space.items():
         try:
             check_tiling(key, tensor.spec, [(placement.offset, placement.shape) for placement in tensor.placements])
@@ -223,13 +229,15 @@ def _check_tiled(space: Space, file: Path) -> None:
             raise torch_dist.damaged(file, str(error)) from None
 
 
-def _set_aside(hf: Path) -> Space:
+def unmapped(hf: Path) -> Space:
+    """What Megatron has no place for and was kept beside, by its Hugging Face name."""
     side = hf / checkpoint.UNMAPPED
     places = safetensors.read_header(side) if side.is_file() else {}
     return {name: place.stored() for name, place in places.items()}
 
 
-def _form(hf: Path) -> str | None:
+def form_of_export(hf: Path) -> str | None:
+    """The form in which an export has the tensors, where the family knows several."""
     file = hf / checkpoint.EXPORT
     form = read_json(file).get("form") if file.is_file() else None
     return None if form is None else str(form)

@@ -1,6 +1,7 @@
 """Tiny random models in Hugging Face format, made by transformers: two or more odd ones for each family."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,15 @@ def _save(variant: str, folder: Path) -> None:
     model.save_pretrained(folder, max_shard_size="60KB" if variant == SHARDED else "5GB")
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
+@pytest.fixture(scope="module")
+def megatron() -> Iterator[None]:
+    """megatron-core with a process group of one."""
+    from swift_mega.parallel import groups
+    from swift_mega.parallel.config import ParallelConfig
+
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    groups.initialize(ParallelConfig(), seed=1)
+    yield
+    groups.shutdown()

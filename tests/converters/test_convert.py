@@ -1,10 +1,9 @@
 """`convert` both ways: byte-identical tensors, equal config, everything said, nothing half-written."""
 
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -306,18 +305,6 @@ class TestCheckpointOfAnotherModel:
         assert "points to iter_0000012, which is no finished checkpoint" in found and "release" in found
         (tmp_path / "megatron" / checkpoint.TRACKER).write_text("latest")
         assert "says 'latest'" in refusal(tmp_path / "megatron", tmp_path / "x")
-
-
-@pytest.fixture(scope="module")
-def megatron() -> Iterator[None]:
-    """megatron-core with a process group of one."""
-    from swift_mega.parallel import groups
-    from swift_mega.parallel.config import ParallelConfig
-
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-    groups.initialize(ParallelConfig(), seed=1)
-    yield
-    groups.shutdown()
 
 
 @pytest.mark.usefixtures("megatron")

@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -280,17 +280,6 @@ class TestDamage:
 
 def _index(offset: tuple[int, ...]) -> Any:
     return MetadataIndex(KEY, offset)
-
-
-@pytest.fixture(scope="module")
-def megatron() -> Iterator[None]:
-    """megatron-core with a process group of one."""
-    from swift_mega.parallel import groups
-    from swift_mega.parallel.config import ParallelConfig
-
-    groups.initialize(ParallelConfig(), seed=1)
-    yield
-    groups.shutdown()
 
 
 @pytest.mark.usefixtures("megatron")

@@ -1,0 +1,82 @@
+"""PEFT's adapter_config.json: the scale of each adapted layer."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from converters.stores.files import read_json
+from swift_mega.base.errors import UserError
+
+CONFIG = "adapter_config.json"
+
+
+class LoraConfig:
+    """What a folder's adapter_config.json says.
+
+    Args:
+        folder: that has it.
+        content: instead of the file's.
+
+    Raises:
+        UserError: it is not of LoRA.
+    """
+
+    def __init__(self, folder: Path, content: dict[str, Any] | None = None) -> None:
+        self.content = read_json(folder / CONFIG) if content is None else content
+        if (kind := self.content.get("peft_type")) != "LORA":
+            raise UserError(
+                f"{folder / CONFIG} is of peft_type {kind!r}.",
+                "LORA converts, with use_rslora and use_dora too; merge others into their base with PEFT.",
+            )
+        self._folder = folder
+
+    @property
+    def base(self) -> str:
+        """The model that is adapted: a folder or an id. Empty: it is not named."""
+        return self.content.get("base_model_name_or_path") or ""
+
+    @property
+    def revision(self) -> str | None:
+        """Of the base model."""
+        return self.content.get("revision")
+
+    @property
+    def parameters(self) -> list[str]:
+        """The ends of the names of adapted parameters that are no layers of their own: experts in one tensor."""
+        return self.content.get("target_parameters") or []
+
+    def scale(self, module: str, rank: int) -> float:
+        """What the product of a layer's factors is multiplied with: alpha / r, or alpha / √r with rsLoRA.
+
+        Args:
+            module: the layer's name in the Hugging Face model.
+            rank: of its factors.
+        """
+        alpha = float(_of(self.content.get("alpha_pattern") or {}, module, self.content.get("lora_alpha", 8)))
+        return alpha / (math.sqrt(rank) if self.content.get("use_rslora") else rank)
+
+    def with_layers(self, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> "LoraConfig":
+        """The same for adapters that have these ranks and alphas, by the names of their layers."""
+        leaves = {name.rpartition(".")[2] for name in ranks}
+        named = self.content.get("target_modules")
+        content = {
+            **self.content,
+            # A pattern that was there matches what it matched; the first match counts.
+            "rank_pattern": {**_exactly(ranks), **(self.content.get("rank_pattern") or {})},
+            "alpha_pattern": {**_exactly(alphas), **(self.content.get("alpha_pattern") or {})},
+        }
+        if isinstance(named, list):
+            content["target_modules"] = sorted({*named, *leaves})
+        return LoraConfig(self._folder, content)
+
+
+def _of(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that is the end of a module's name, as PEFT looks it up."""
+    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(found, default)
+
+
+def _exactly(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {re.escape(name): value for name, value in values.items()}
