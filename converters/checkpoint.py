@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from converters.config_table import Config
+from converters.quantisation import FIELD, unquantised
 from converters.stores.files import read_json, write_json
 from converters.tensors import TensorSpec
 from swift_mega.base.errors import UserError
@@ -150,14 +151,19 @@ def hf_files(folder: str | Path) -> list[Path]:
 
 
 def copy_hf_files(source: str | Path, target: str | Path, but: Collection[str] = ()) -> None:
-    """Copy everything but the weights, and the files `but`, from one Hugging Face folder into another, made if need
-    be."""
+    """Copy everything but the weights, and the files `but`, from one Hugging Face folder into another, made if need be.
+
+    What config.json says about quantised weights is left out, as none are written.
+    """
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     with write_errors_are_the_users(target):
         for file in hf_files(source):
             if file.name not in but:
                 shutil.copyfile(file, target / file.name)
+        config = target / "config.json"
+        if config.is_file() and FIELD in (said := read_json(config)):
+            write_json(config, unquantised(said), sort_keys=False)
 
 
 def state_dtype(folder: str | Path, tensors: Mapping[str, TensorSpec]) -> None:

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=["megatron", "hf", "legacy"],
-        help="what DST is to be: a torch_dist checkpoint, a Hugging Face folder, or a Megatron checkpoint with a file "
-        "for each rank (default: megatron from Hugging Face, hf from Megatron)",
+        help="what DST will be: a torch_dist checkpoint, a Hugging Face folder (of a quantised one its plain weights), "
+        "or a Megatron checkpoint with a file for each rank (default: megatron from Hugging Face, hf from Megatron)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST when the conversion has succeeded")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], help="cast the weights (default: as they are stored)")

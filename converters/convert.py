@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from converters import adapters, checkpoint, engine, ranks
+from converters.decoding import ROUNDED
 from converters.export import export_plan, exported_tensors
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import padded_vocab_size
@@ -164,8 +165,10 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
     )
     other: Format = "megatron" if opened.view is not None or opened.kind == "peft" else "hf"
     direction = to or other
-    if direction == opened.kind == "hf":
-        raise UserError(f"{source} is a Hugging Face folder already.", f"Leave out --to, or say --to {other}.")
+    if direction == opened.kind == "hf" and not opened.decodes:
+        raise UserError(
+            f"{source} is a Hugging Face folder of plain weights already.", f"Leave out --to, or say --to {other}."
+        )
     if opened.adaptable is not None and direction != other:
         raise UserError(
             f"{source} is a {NAMES[opened.kind]}; it cannot become --to {direction}.",
@@ -459,12 +462,16 @@ def _say(conversion: Conversion) -> None:
     for note in source.notes:
         say(f"  {note}")
     for (stored, wanted), count in conversion.plan.decodes.items():
-        say(f"  {count:,} elements are decoded from {stored} to {wanted}, which is exact")
+        say(
+            f"  {count:,} elements are decoded from {stored} to {wanted}, "
+            + (ROUNDS if stored in ROUNDED else "which is exact")
+        )
     for (stored, wanted), count in conversion.plan.casts.items():
         say(f"  {count:,} elements are cast from {stored} to {wanted}" + (LOSSY if _loses(stored, wanted) else ""))
 
 
 LOSSY = ", which loses bits"
+ROUNDS = "rounded as transformers rounds what it dequantises"
 
 
 def _loses(stored: str, wanted: str) -> bool:

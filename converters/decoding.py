@@ -1,30 +1,110 @@
-"""Numbers that a file has in fewer bits, made float32 again, a few rows at a time.
+"""Numbers that a file has in fewer bits, made floating-point numbers again, a few rows at a time.
 
-`gguf` knows how ggml's types are packed. What it gives is exact: every such number has one float32.
+Two ways. ggml's types have all that belongs to a row in the row; `gguf` knows how they are packed. Where factors lie
+apart from the numbers (fp8, MXFP4), a byte can stand for few numbers, so that what it stands for under each factor is
+computed once and looked up.
 """
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from converters.space import Encoding
+from converters.space import Encoding, Scales
+from converters.tensors import CARRIER, cast
+
+Read = Callable[[Path, int, int], bytearray]
+"""File, first byte and length → content."""
+
+E4M3, MXFP4 = "float8_e4m3fn", "mxfp4"
+"""Names of the encodings that have their factors elsewhere; all others are ggml's."""
+ROUNDED = {E4M3}
+"""Encodings whose products with their factors may have more bits than the decoded numbers."""
+AT_ONCE = 1 << 18
+"""Bytes that are looked up at a time; what is made of them on the way fits into a cache."""
 
 
-def rows_for(encoding: Encoding, begin: int, nbytes: int) -> tuple[int, int, int]:
-    """Bytes `begin … begin+nbytes` of the float32 numbers: first byte and length in the file of the rows that have
-    them, and how many of the rows' own bytes come before."""
-    row = encoding.row_elements * np.dtype(np.float32).itemsize
-    first, last = begin // row, -(-(begin + nbytes) // row)
-    return (
-        encoding.begin + first * encoding.row_bytes,
-        (last - first) * encoding.row_bytes,
-        begin - first * row,
-    )
+def decoded(encoding: Encoding, file: Path, begin: int, nbytes: int, read: Read) -> memoryview:
+    """Bytes `begin … begin+nbytes` of the decoded numbers, of which `file` has the encoded ones."""
+    row = encoding.row_elements * CARRIER[encoding.dtype].itemsize
+    first, end = begin // row, -(-(begin + nbytes) // row)
+    content = read(file, encoding.begin + first * encoding.row_bytes, (end - first) * encoding.row_bytes)
+    packed = np.frombuffer(content, np.uint8).reshape(-1, encoding.row_bytes)
+    if encoding.scales is None:
+        numbers = _of_ggml(packed, encoding.name)
+    else:
+        numbers = _looked_up(packed, encoding, encoding.scales, first, read)
+    return numbers.reshape(-1).view(np.uint8).data[begin - first * row :][:nbytes]
 
 
-def decoded(encoding: Encoding, content: bytearray) -> memoryview:
-    """Whole rows as the bytes of float32."""
+def _of_ggml(packed: np.ndarray, name: str) -> np.ndarray:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    rows = np.frombuffer(content, np.uint8).reshape(-1, encoding.row_bytes)
-    values = dequantize(rows, GGMLQuantizationType[encoding.name])
-    return np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(dequantize(packed, GGMLQuantizationType[name]), np.float32)
+
+
+def _looked_up(packed: np.ndarray, encoding: Encoding, scales: Scales, first: int, read: Read) -> np.ndarray:
+    """For each byte of whole rows the bits of what it stands for under the factor of its block.
+
+    Args:
+        packed: the rows.
+        encoding: of their tensor.
+        scales: its factors.
+        first: number of the first of the rows.
+        read: where to get the factors.
+    """
+    of_byte = _numbers_of_bytes(encoding.name)
+    block_rows, block_bytes = scales.block[0], scales.block[1] // of_byte.shape[1]
+    down, across = -(-scales.rows // block_rows), -(-packed.shape[1] // block_bytes)
+    rows = np.arange(first, first + len(packed))
+    line = rows // scales.rows * down + rows % scales.rows // block_rows
+    line_bytes = across * CARRIER[scales.dtype].itemsize
+    begin, line = int(line[0]), line - line[0]
+    content = read(scales.file, scales.begin + begin * line_bytes, (int(line[-1]) + 1) * line_bytes)
+    stored = np.frombuffer(content, CARRIER[scales.dtype]).reshape(-1, across)
+    if scales.dtype == "uint8":
+        table, number = _table_of_exponents(encoding.name, encoding.dtype), stored.astype(np.intp)
+    else:
+        table = _table(of_byte, cast(stored.reshape(-1), scales.dtype, "float64"), encoding.dtype)
+        number = np.arange(stored.size).reshape(stored.shape)
+    found = np.empty(packed.shape, table.dtype)
+    step = max(1, AT_ONCE // packed.shape[1])
+    for part in (slice(row, row + step) for row in range(0, len(packed), step)):
+        own = line[part]
+        entries = np.repeat(256 * number[own[0] : own[-1] + 1], block_bytes, axis=1)[:, : packed.shape[1]]
+        entries = entries[own - own[0]]
+        entries += packed[part]
+        np.take(table, entries, out=found[part], mode="clip")
+    return found
+
+
+def _table(of_byte: np.ndarray, factors: np.ndarray, dtype: str) -> np.ndarray:
+    """Entry 256 × f + b: the bits of all numbers that byte `b` stands for under factor `f`."""
+    # float64 holds the products, so that they are rounded to float32 once, as float32 arithmetic does.
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = (factors[:, None, None] * of_byte).astype(np.float32).reshape(-1, of_byte.shape[1])
+    numbers = np.ascontiguousarray(cast(products, "float32", dtype))
+    return numbers.view(f"u{numbers.itemsize * numbers.shape[1]}")[:, 0]
+
+
+@functools.cache
+def _table_of_exponents(name: str, dtype: str) -> np.ndarray:
+    """The table of all factors that are a power of two in one byte: 2⁻¹²⁷ … 2¹²⁸."""
+    return _table(_numbers_of_bytes(name), np.ldexp(1.0, np.arange(256) - 127), dtype)
+
+
+@functools.cache
+def _numbers_of_bytes(name: str) -> np.ndarray:
+    """[256, numbers in a byte]"""
+    if name == MXFP4:
+        # The low half of a byte comes first; each has a sign, two bits of exponent and one more.
+        magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+        numbers = np.concatenate([magnitudes, -magnitudes])
+        return np.stack([numbers[np.arange(256) & 15], numbers[np.arange(256) >> 4]], axis=1)
+    # A sign, four bits of exponent (0: no leading one) and three more; no infinity, and NaN where all bits are set.
+    exponent, fraction = np.divmod(np.arange(128), 8)
+    magnitudes = np.ldexp(np.where(exponent == 0, fraction, fraction + 8.0), np.maximum(exponent, 1) - 10)
+    magnitudes[127] = np.nan
+    return np.concatenate([magnitudes, -magnitudes])[:, None]

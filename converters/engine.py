@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from converters.decoding import decoded, rows_for
+from converters.decoding import decoded
 from converters.plan import Move, Plan, Target, span
-from converters.space import Encoding, Stored
+from converters.space import Box, Encoding, Stored, common
 from converters.stores.files import sync
 from converters.tensors import CARRIER, cast
 from swift_mega.base.errors import UserError
@@ -140,7 +140,7 @@ def finished_portions(folder: Path) -> set[int]:
 def fingerprint(plan: Plan) -> str:
     """Changes with any move, with any source file's size or time of change, and with what a portion is."""
     digest = xxhash.xxh3_128(str(PART_BYTES).encode())
-    for path in sorted({move.source for move in plan.moves}):
+    for path in plan.sources:
         status = path.stat()
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     for move in plan.moves:
@@ -162,11 +162,11 @@ def finish(target: Target) -> None:
 
 def copy(move: Move, files: Files, report: Report) -> None:
     """Carry out one move."""
-    source, target = files.reading(move.source), files.writing(move.target)
+    target = files.writing(move.target)
     if move.is_run:
-        _copy_run(source, move.begin, target, move.at, move.nbytes, move.source, report)
+        _copy_run(files.reading(move.source), move.begin, target, move.at, move.nbytes, move.source, report)
         return
-    box = load(move, source)
+    box = load(move, files)
     if _run_bytes(move) >= SHORT_BYTES:
         for at, run in _runs(box, move.at, move.target_strides):
             _write(target, run, at)
@@ -214,28 +214,35 @@ def _alone(descriptor: int, begin: int, length: int) -> Iterator[None]:
             lock(fcntl.F_UNLCK)
 
 
-def load(move: Move, source: int) -> np.ndarray:
+def load(move: Move, files: Files) -> np.ndarray:
     """The box of a move in the dtype of its target."""
     carrier = CARRIER[move.source_dtype]
     nbytes = span(move.shape, move.source_strides, carrier.itemsize)
-    buffer = _content(source, move.begin, nbytes, move.source, move.encoding)
+    buffer = _content(files, move.source, move.begin, nbytes, move.encoding)
     box: np.ndarray = np.ndarray(move.shape, carrier, buffer, strides=move.source_strides)
     return np.ascontiguousarray(cast(box, move.source_dtype, move.target_dtype))
 
 
 def read_whole(stored: Stored) -> np.ndarray:
     """A tensor in memory, in the dtype that carries its bits."""
+    return read_box(stored, (0,) * len(stored.spec.shape), stored.spec.shape)
+
+
+def read_box(stored: Stored, offset: Box, shape: Box) -> np.ndarray:
+    """A box of a tensor in memory, in the dtype that carries its bits."""
     carrier = CARRIER[stored.spec.dtype]
-    whole: np.ndarray = np.zeros(stored.spec.shape, carrier)
+    box: np.ndarray = np.zeros(shape, carrier)
     with contextlib.closing(Files()) as files:
         for one in stored.placements:
-            if one.file is None:
+            part = common(one.offset, one.shape, offset, shape)
+            if one.file is None or part is None:
                 continue
-            nbytes = span(one.shape, one.strides, carrier.itemsize)
-            buffer = _content(files.reading(one.file), one.begin, nbytes, one.file, one.encoding)
-            box = tuple(slice(o, o + s) for o, s in zip(one.offset, one.shape, strict=True))
-            whole[box] = np.ndarray(one.shape, carrier, buffer, strides=one.strides)
-    return whole
+            begin, size = part
+            nbytes = span(size, one.strides, carrier.itemsize)
+            buffer = _content(files, one.file, one.inside(begin), nbytes, one.encoding)
+            place = tuple(slice(b - o, b - o + s) for b, o, s in zip(begin, offset, size, strict=True))
+            box[place] = np.ndarray(size, carrier, buffer, strides=one.strides)
+    return box
 
 
 def _runs(box: np.ndarray, at: int, strides: Sequence[int]) -> Iterator[tuple[int, memoryview]]:
@@ -272,16 +279,15 @@ def _copy_run(source: int, begin: int, target: int, at: int, length: int, path: 
         report(moved)
 
 
-def _content(source: int, begin: int, nbytes: int, path: Path, encoding: Encoding | None) -> bytearray | memoryview:
+def _content(files: Files, path: Path, begin: int, nbytes: int, encoding: Encoding | None) -> bytearray | memoryview:
     """Bytes of numbers as they are, or of those that an encoding stands for."""
-    if encoding is None:
+
+    def read(path: Path, begin: int, nbytes: int) -> bytearray:
         buffer = bytearray(nbytes)
-        _read(source, buffer, begin, path)
+        _read(files.reading(path), buffer, begin, path)
         return buffer
-    first, length, before = rows_for(encoding, begin, nbytes)
-    buffer = bytearray(length)
-    _read(source, buffer, first, path)
-    return decoded(encoding, buffer)[before : before + nbytes]
+
+    return read(path, begin, nbytes) if encoding is None else decoded(encoding, path, begin, nbytes, read)
 
 
 def _read(descriptor: int, buffer: bytearray, begin: int, path: Path) -> None:

@@ -22,7 +22,7 @@ IMPORTS_BYTES = 64 << 20
 def say_forecast(conversion: "Conversion", target: Path, jobs: int) -> None:
     """Print the plan in numbers."""
     plan = conversion.plan
-    sources = sorted({move.source for move in plan.moves})
+    sources = plan.sources
     size = sum(conversion.target.files.values())
     speed = disk_speed(_existing(target))
     say(f"  reads   {_bytes(sum(path.stat().st_size for path in sources))} from {counted(len(sources), 'file')}")

@@ -42,7 +42,7 @@ class Logical:
         spec = self.tensors[name]
         buffer = bytearray(spec.nbytes)
         for move in self.moves[name]:
-            box = engine.load(move, files.reading(move.source))
+            box = engine.load(move, files)
             carrier = CARRIER[move.target_dtype]
             extent = span(move.shape, move.target_strides, carrier.itemsize)
             window = memoryview(buffer)[move.at : move.at + extent]

@@ -90,6 +90,12 @@ class Plan:
     """Tensor of the target → elements that are zero and come from nowhere."""
 
     @property
+    def sources(self) -> list[Path]:
+        """The files that are read."""
+        scales = (move.encoding.scales for move in self.moves if move.encoding is not None)
+        return sorted({move.source for move in self.moves} | {one.file for one in scales if one is not None})
+
+    @property
     def nbytes(self) -> int:
         return sum(move.nbytes for move in self.moves)
 

@@ -17,7 +17,7 @@ from converters.key_forms import canonical_part, canonical_space
 from converters.lora import Adaptable
 from converters.rules import Rule
 from converters.space import Space, check_tiling
-from converters.stores import dcp, legacy, safetensors, torch_dist
+from converters.stores import dcp, legacy, quantised, safetensors, torch_dist
 from converters.stores.anywhere import Anywhere
 from converters.stores.files import json_bytes, read_json
 from converters.stores.gguf_file import SUFFIX, GgufFile
@@ -58,6 +58,11 @@ class Source:
     """All that a Megatron checkpoint holds, under its own keys."""
     adaptable: Adaptable | None = None
     """Of an adapter: the layers of its base model."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the files have numbers in another form than as they are."""
+        return any(one.encoding is not None for stored in self.space.values() for one in stored.placements)
 
     @property
     def rules(self) -> dict[str, Rule]:
@@ -101,7 +106,7 @@ def open_model(
 def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int, allow_unmapped: bool) -> Source:
     config = checkpoint.read_config(path)
     padded = padded_vocab_size(_vocab_size(config), vocab_divisible_by, target_tp)
-    return _open_view("hf", path, path, config, safetensors.open_folder(path), padded, allow_unmapped)
+    return _open_view("hf", path, path, config, quantised.open_weights(path, config), padded, allow_unmapped)
 
 
 def _vocab_size(config: Config) -> int:

@@ -21,14 +21,31 @@ Box = tuple[int, ...]
 """An offset into a tensor or the shape of a part of it, one number for each axis."""
 
 
+class Scales(NamedTuple):
+    """The factors of an encoded tensor, a matrix or several of one shape: one for each block, row by row."""
+
+    file: Path
+    begin: int
+    dtype: str
+    """`uint8`: exponents of two, plus 127."""
+    block: tuple[int, int]
+    """Rows and columns of the numbers that share a factor; fewer at the lower and right edge of a matrix."""
+    rows: int
+    """Of each matrix; no block reaches into the next."""
+
+
 class Encoding(NamedTuple):
-    """How a file has the numbers of a tensor in another form than as they are: row by row, to be decoded to float32."""
+    """How a file has the numbers of a tensor in another form than as they are: row by row, to be decoded."""
 
     name: str
     begin: int
-    """First byte of the tensor in the file. Bytes of a placement are those of the float32 numbers."""
+    """First byte of the tensor in the file. Bytes of a placement are those of the decoded numbers."""
     row_bytes: int
     row_elements: int
+    dtype: str = "float32"
+    """Of the decoded numbers."""
+    scales: Scales | None = None
+    """Where the factors are. None: in the rows."""
 
 
 class Placement(NamedTuple):

@@ -10,7 +10,7 @@ Every tensor of the store is accounted for when the view is made (`converters.ac
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
 
 Box = tuple[int, ...]
+T = TypeVar("T")
 
 
 class Run(NamedTuple):
@@ -94,7 +95,7 @@ class MegatronView:
             for key, segments in self._maps.items()
         }
         accounted = account(family, self.arguments, self._sizes, store, rules)
-        self.notes = accounted.notes
+        self.notes = [*store.notes, *accounted.notes]
         """What is left out of the source, and why; for the user to read."""
         self.copies = accounted.copies
         """Hugging Face tensor → the one of which it is a copy, byte for byte; no Megatron tensor has a place for it."""
@@ -118,7 +119,7 @@ class MegatronView:
                 if run.source is None:
                     rows[...] = 0
                 else:
-                    rows[...] = self._matrix(key, sources[run.source])[run.taken, *columns]
+                    rows[...] = self._window(key, sources[run.source], run, columns)
         return box
 
     def write(self, key: str, offset: Box, array: np.ndarray) -> None:
@@ -133,7 +134,7 @@ class MegatronView:
                 rows = array[layer][run.row : run.row + run.rows]
                 name, within = sources[run.source]
                 for same in (name, *self._copies_of.get(name, ())):
-                    self._matrix(key, Source(same, within))[run.taken, *columns] = rows
+                    self._window(key, Source(same, within), run, columns)[...] = rows
 
     def pieces(self, key: str) -> Iterator[Piece]:
         """All of `key`, as the boxes it is put together from, in its own order; each element is in one of them."""
@@ -168,10 +169,11 @@ class MegatronView:
                 ],
             )
 
-    def _matrix(self, key: str, source: Source) -> np.ndarray:
-        """What the row map sees of a source; a window on the file."""
-        window: np.ndarray = self.store.array(source.name)[source.within]
-        return window.T if self._rules[key].operation.transposed else window
+    def _window(self, key: str, source: Source, run: Run, columns: tuple[slice, ...]) -> np.ndarray:
+        """What a run takes of a source, rows first; a window on the file where that has it as it is."""
+        transposed = self._rules[key].operation.transposed
+        window = self.store.part(source.name, (*source.within, *_turned((run.taken, *columns), transposed)))
+        return window.T if transposed else window
 
     def _runs(self, key: str, offset: Box, shape: Box) -> Iterator[tuple[Run, tuple[slice, ...]]]:
         """The runs of rows that one layer of the box is made of, with its columns."""
@@ -213,7 +215,7 @@ class MegatronView:
         return TensorSpec((*stack, rows, *columns), next(iter(dtypes)))
 
 
-def _turned(box: Box, turned: bool) -> Box:
+def _turned(box: tuple[T, ...], turned: bool) -> tuple[T, ...]:
     return box[::-1] if turned else box
 
 

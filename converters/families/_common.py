@@ -5,6 +5,7 @@ Dimensions: `query` = heads × head size, `key_value` = key-value heads × head 
 """
 
 from converters.config_table import NO_EXPERTS, NO_LATENT, Choice, Fixed, Only, Opposite, Row, Same
+from converters.quantisation import Quantised
 from converters.rope_table import Rope
 from converters.rules import CONCATENATE, INTERLEAVE_GROUPS, INTERLEAVE_ONE, PAD_VOCABULARY, Rule, hf
 
@@ -29,7 +30,7 @@ SHARED: tuple[Row, ...] = (
     Opposite("tie_word_embeddings", "untie_embeddings_and_output_weights", default=False),
     Rope(),
     Choice("hidden_act", "activation", {"silu": "silu"}),
-    Only("quantization_config", None, "quantised weights are not rows of numbers that can be moved"),
+    Quantised(),
     Only("rope_interleaved", False, "the rotation of these families is by halves"),
 )
 

@@ -1,7 +1,7 @@
 """gpt-oss: attention sinks, experts with biases, a clamped gate whose rows take turns with those of up.
 
 All experts of a layer are in one tensor, rows and columns the other way round. What OpenAI published is
-in MXFP4; this is the form in which transformers saves.
+in MXFP4; this is what that is decoded to, and what transformers saves.
 """
 
 from converters.config_table import Choice, Fixed, HeadSize, KeyValueHeads, Only, Same

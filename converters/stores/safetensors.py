@@ -14,7 +14,7 @@ import functools
 import json
 import os
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,9 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation; a longer header is a damaged file."""
 
 
+Index = tuple[int | slice, ...]
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one tensor lies."""
@@ -72,9 +75,11 @@ class Place:
 class SafetensorsFolder:
     """Arrays by tensor name; each is a window on the mapped file, so nothing is read before it is used."""
 
-    def __init__(self, path: Path, places: dict[str, Place], writable: bool) -> None:
+    def __init__(self, path: Path, places: dict[str, Place], writable: bool, notes: Sequence[str] = ()) -> None:
         self.path = path
         self.places = places
+        self.notes = list(notes)
+        """What the files hold besides, and why it is left out; for the user to read."""
         self.tensors: dict[str, TensorSpec] = {name: place.spec for name, place in places.items()}
         self._writable = writable
         self._maps: dict[Path, np.memmap] = {}
@@ -86,7 +91,7 @@ class SafetensorsFolder:
     def without(self, names: Collection[str]) -> "SafetensorsFolder":
         """The same folder without some of its tensors."""
         kept = {name: place for name, place in self.places.items() if name not in names}
-        return SafetensorsFolder(self.path, kept, self._writable)
+        return SafetensorsFolder(self.path, kept, self._writable, self.notes)
 
     def array(self, name: str) -> np.ndarray:
         """The whole tensor as a window on its file, in the dtype that carries its bits (`CARRIER`)."""
@@ -96,9 +101,10 @@ class SafetensorsFolder:
         data = self._maps[place.file][place.offset : place.offset + place.spec.nbytes]
         return data.view(CARRIER[place.spec.dtype]).reshape(place.spec.shape)
 
-    def read(self, name: str, first: int, rows: int) -> np.ndarray:
-        """Rows `first … first+rows` of a tensor, copied."""
-        return np.array(self.array(name)[first : first + rows])
+    def part(self, name: str, index: Index) -> np.ndarray:
+        """What `index`, with an entry for every axis, takes of a tensor; a window like `array`."""
+        window: np.ndarray = self.array(name)[index]
+        return window
 
     def flush(self) -> None:
         """Push what this process wrote to the disk."""

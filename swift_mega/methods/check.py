@@ -10,7 +10,7 @@ from pathlib import Path
 from converters import checkpoint
 from converters.config_table import MegatronArguments
 from converters.family import family_of
-from converters.stores import safetensors
+from converters.stores import quantised
 from swift_mega.base.errors import UserError
 from swift_mega.base.hub import check_name
 from swift_mega.base.reading import read_errors_are_the_users
@@ -130,7 +130,7 @@ def _check_weights(config: PretrainConfig) -> None:
     from_hf = config.model.weights == "pretrained" and not checkpoint.is_megatron(config.model.path)
     if from_hf and resume_folder(config) is None:
         with read_errors_are_the_users(config.model.path):
-            safetensors.open_folder(config.model.path)
+            quantised.open_weights(config.model.path, checkpoint.read_config(config.model.path))
 
 
 def describe(config: PretrainConfig, world_size: int, arguments: MegatronArguments | None) -> str:

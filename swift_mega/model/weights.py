@@ -23,7 +23,7 @@ from torch import Tensor
 from converters import checkpoint
 from converters.family import family_of
 from converters.rules import MTP_LAYERS
-from converters.stores import safetensors
+from converters.stores import quantised, safetensors
 from converters.tensors import TensorSpec
 from converters.torch_tensors import dtype_name, to_carrier, to_torch
 from converters.view import MegatronView, hf_tensors
@@ -69,7 +69,7 @@ def load_hf(chunks: list[MegatronModule], hf_folder: Path, *, without_mtp: bool 
         UserError: weights that are missing, truncated, of another shape, or that no parameter takes.
     """
     config = checkpoint.read_config(hf_folder)
-    store = safetensors.open_folder(hf_folder)
+    store = quantised.open_weights(hf_folder, config)
     view = MegatronView(family_of(config), config, store, padded_vocab_size(chunks))
     if without_mtp:
         view.tensors = {key: spec for key, spec in view.tensors.items() if not key.startswith(MTP_LAYERS)}

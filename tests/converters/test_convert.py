@@ -187,7 +187,9 @@ class TestTargets:
         assert checkpoint.is_megatron(root)
 
     def test_the_same_format_again(self, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
-        assert "is a Hugging Face folder already" in refusal(hf_model("llama"), tmp_path / "x", to="hf")
+        assert "is a Hugging Face folder of plain weights already" in refusal(
+            hf_model("llama"), tmp_path / "x", to="hf"
+        )
 
     def test_no_source(self, tmp_path: Path) -> None:
         assert "there is no folder" in refusal(tmp_path / "nowhere", tmp_path / "x")

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from converters.convert import convert
 from tests.model import cases
-from tests.support import tiny
+from tests.support import tiny, tiny_quantised
 from tests.support.distributed import Failed, Workers
 
 TinyModel = Callable[..., Path]
@@ -83,3 +85,22 @@ def test_an_unfinished_export_has_no_final_names(tiny_model: TinyModel, distribu
         distributed(cases.save_interrupted, 1, tiny_model("llama"), tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors").exists()
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss"])
+def test_every_rank_decodes_its_own_part_of_quantised_weights(
+    name: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path
+) -> None:
+    source = (
+        tiny_quantised.gpt_oss(tmp_path)
+        if name == "gpt-oss"
+        else tiny_quantised.fp8(tiny_model(name, "bfloat16"), tmp_path / "fp8", (4, 4))
+    )
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_model_parallel_size": 2}
+    distributed(cases.round_trip, 2, source, layout | {"expert_tensor_parallel_size": 1}, tmp_path / "hf")
+    convert(source, tmp_path / "dequantised", to="hf")
+    found, expected = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hf", "dequantised"))
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor.float()), key
+    assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
