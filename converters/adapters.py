@@ -15,7 +15,7 @@ from converters.config_table import Config
 from converters.expert_lora import as_saved, told_apart
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.families._moe import FUSED
-from converters.family import family_of, padded_vocab_size
+from converters.family import Family, family_of, padded_vocab_size
 from converters.fused_lora import Form, fuse
 from converters.key_forms import Part, canonical_space
 from converters.lora import Adaptable, Members, key_of
@@ -24,7 +24,7 @@ from converters.relayout import per_layer
 from converters.rules import DECODER_LAYERS
 from converters.source import NOT_WEIGHTS, Source, check_tiled, form_of_export, left_out, unmapped
 from converters.space import Space, Stored
-from converters.stores import safetensors, torch_dist
+from converters.stores import legacy, safetensors, torch_dist
 from converters.stores.files import json_bytes
 from converters.tensors import TensorSpec
 from swift_mega.base.errors import UserError
@@ -42,7 +42,9 @@ def is_peft(path: Path) -> bool:
 
 def is_megatron_adapter(path: Path, config: Path | None) -> bool:
     """Whether `path` is a Megatron checkpoint of an adapter; `config` is a folder that may say so, too."""
-    return checkpoint.is_megatron(path) and ((config or checkpoint.latest(path) / checkpoint.HF) / CONFIG).is_file()
+    if not checkpoint.is_megatron(path) or legacy.find(path):
+        return False
+    return ((config or checkpoint.latest(path) / checkpoint.HF) / CONFIG).is_file()
 
 
 def open_peft(
@@ -66,17 +68,14 @@ def open_peft(
     family = family_of(base)
     arguments = family.megatron_arguments(base)
     padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)
-    places = safetensors.read_header(_weights(path))
-    named = told_apart(places, said.parameters)
-    form = FUSED if named and FUSED in family.forms else None
+    tensors, form = open_tensors(path, said, family)
     adaptable = Adaptable(family, arguments, padded, form)
-    tensors = {named.get(name, name): place.stored() for name, place in places.items()}
     set_aside = {name: stored for name, stored in tensors.items() if not adaptable.parse(name)}
     if set_aside and not allow_unmapped:
         raise UserError(
             f"{path} holds what Megatron has no place for: {some(set(set_aside))}.",
-            "LoRA of linear layers and whole weights (modules_to_save) convert, LoRA of embeddings and of experts in "
-            "one tensor does not. --allow-unmapped keeps the rest in a file beside; the way back restores it.",
+            "LoRA of linear layers and of experts converts, and whole weights (modules_to_save); LoRA of embeddings "
+            "does not. --allow-unmapped keeps the rest in a file beside; the way back restores it.",
         )
     placed = {name: stored for name, stored in tensors.items() if name not in set_aside}
     _check_shapes(path, placed, adaptable)
@@ -92,6 +91,22 @@ def open_peft(
     return Source(
         path, "peft", base, family, arguments, space, path, notes, set_aside, form, made=made, adaptable=adaptable
     )
+
+
+def open_tensors(path: Path, said: LoraConfig, family: Family) -> tuple[Space, str | None]:
+    """The tensors of a PEFT folder, and the form of the Hugging Face model that has layers of their names.
+
+    Raises:
+        UserError: there is no safetensors file, or it is damaged.
+    """
+    if not (path / WEIGHTS).is_file():
+        raise UserError(
+            f"{path} has {CONFIG}, but no {WEIGHTS}.", "Save it as safetensors; adapter_model.bin is never opened."
+        )
+    places = safetensors.read_header(path / WEIGHTS)
+    named = told_apart(places, said.parameters)
+    form = FUSED if named and FUSED in family.forms else None
+    return {named.get(name, name): place.stored() for name, place in places.items()}, form
 
 
 def open_megatron_adapter(path: Path, given: Path | None) -> Source:
@@ -185,14 +200,6 @@ def stacked(space: Space, adaptable: Adaptable) -> Space:
     }
     parts = {key: Part(name, (layer,), None) for name, keys in whole.items() for layer, key in keys.items()}
     return {key: stored for key, stored in space.items() if key not in parts} | canonical_space(space, parts)
-
-
-def _weights(path: Path) -> Path:
-    if not (path / WEIGHTS).is_file():
-        raise UserError(
-            f"{path} has {CONFIG}, but no {WEIGHTS}.", "Save it as safetensors; adapter_model.bin is never opened."
-        )
-    return path / WEIGHTS
 
 
 def _base_config(path: Path, said: LoraConfig, given: Path | None) -> Config:

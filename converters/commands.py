@@ -73,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep tensors that Megatron has no place for in a file beside the weights; the way back restores them",
     )
     parser.add_argument(
+        "--adapter", type=Path, metavar="FOLDER", help="of PEFT: merge it into the model SRC, which is only read"
+    )
+    parser.add_argument(
         "--lora",
         choices=["apart", "fused"],
         default="apart",
@@ -111,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
         weights_only=args.weights_only,
         config=args.config,
         allow_unmapped=args.allow_unmapped,
+        adapter=args.adapter,
         lora=args.lora,
         jobs=args.jobs,
         nodes=args.nodes,

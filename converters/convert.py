@@ -20,6 +20,7 @@ from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import padded_vocab_size
 from converters.fused_lora import Form
 from converters.megatron_lm import megatron_lm_arguments
+from converters.merge import merged
 from converters.opening import open_source
 from converters.plan import Plan, Target, make_plan
 from converters.relayout import (
@@ -104,6 +105,9 @@ class Options:
     lora: Form = "apart"
     """Whether Megatron's layer of q, k and v, and that of gate and up, has one LoRA `linear_in` or one for each."""
 
+    adapter: Path | None = None
+    """A PEFT folder that is merged into the model."""
+
     jobs: int = 2
     """Threads that copy."""
 
@@ -165,6 +169,10 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
     )
     other: Format = "megatron" if opened.view is not None or opened.kind == "peft" else "hf"
     direction = to or other
+    if options.adapter is not None:
+        if opened.adaptable is not None:
+            raise UserError(f"{source} is an adapter itself.", "Give the base model as SRC.")
+        opened = merged(opened, options.adapter, options.dtype)
     if direction == opened.kind == "hf" and not opened.decodes:
         raise UserError(
             f"{source} is a Hugging Face folder of plain weights already.", f"Leave out --to, or say --to {other}."
@@ -195,7 +203,7 @@ def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
     if source.adaptable is not None:
         return _adapter_to_megatron(source, root / checkpoint.RELEASE, options)
     rows = _rows(source, options)
-    if source.stored is None or options.weights_only:
+    if source.stored is None or options.weights_only or options.adapter is not None:
         folder = root / checkpoint.RELEASE
         content = _weights(source, rows, dtypes, options.keys)
     else:
@@ -462,16 +470,12 @@ def _say(conversion: Conversion) -> None:
     for note in source.notes:
         say(f"  {note}")
     for (stored, wanted), count in conversion.plan.decodes.items():
-        say(
-            f"  {count:,} elements are decoded from {stored} to {wanted}, "
-            + (ROUNDS if stored in ROUNDED else "which is exact")
-        )
+        say(f"  {count:,} elements are decoded from {stored} to {wanted}, " + ROUNDED.get(stored, "which is exact"))
     for (stored, wanted), count in conversion.plan.casts.items():
         say(f"  {count:,} elements are cast from {stored} to {wanted}" + (LOSSY if _loses(stored, wanted) else ""))
 
 
 LOSSY = ", which loses bits"
-ROUNDS = "rounded as transformers rounds what it dequantises"
 
 
 def _loses(stored: str, wanted: str) -> bool:

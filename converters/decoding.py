@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.space import Encoding, Scales
+from converters.space import CAST, MERGED, Box, Encoding, Merge, Scales, Stored, common, span
 from converters.tensors import CARRIER, cast
 
 Read = Callable[[Path, int, int], bytearray]
@@ -19,23 +19,73 @@ Read = Callable[[Path, int, int], bytearray]
 
 E4M3, MXFP4 = "float8_e4m3fn", "mxfp4"
 """Names of the encodings that have their factors elsewhere; all others are ggml's."""
-ROUNDED = {E4M3}
-"""Encodings whose products with their factors may have more bits than the decoded numbers."""
+_HOW = {
+    E4M3: "decoded from {name} to {dtype}, rounded as transformers rounds what it dequantises",
+    MERGED: "computed from {name} in float32, and rounded once to {dtype}",
+    CAST: "cast to {dtype}, {name}",
+}
 AT_ONCE = 1 << 18
 """Bytes that are looked up at a time; what is made of them on the way fits into a cache."""
 
 
-def decoded(encoding: Encoding, file: Path, begin: int, nbytes: int, read: Read) -> memoryview:
-    """Bytes `begin … begin+nbytes` of the decoded numbers, of which `file` has the encoded ones."""
+def described(name: str, dtype: str) -> str:
+    """How the numbers of an encoding become those of `dtype`, after "elements are"."""
+    return _HOW.get(name, "decoded from {name} to {dtype}, which is exact").format(name=name, dtype=dtype)
+
+
+def content(
+    file: Path, begin: int, nbytes: int, encoding: Encoding | Merge | None, read: Read
+) -> bytearray | memoryview:
+    """Bytes `begin … begin+nbytes` of a file, or of the numbers that are decoded or computed of what it has."""
+    if encoding is None:
+        return read(file, begin, nbytes)
     row = encoding.row_elements * CARRIER[encoding.dtype].itemsize
     first, end = begin // row, -(-(begin + nbytes) // row)
-    content = read(file, encoding.begin + first * encoding.row_bytes, (end - first) * encoding.row_bytes)
-    packed = np.frombuffer(content, np.uint8).reshape(-1, encoding.row_bytes)
-    if encoding.scales is None:
-        numbers = _of_ggml(packed, encoding.name)
+    if isinstance(encoding, Merge):
+        numbers = _merged(encoding, first, end - first, read)
     else:
-        numbers = _looked_up(packed, encoding, encoding.scales, first, read)
-    return numbers.reshape(-1).view(np.uint8).data[begin - first * row :][:nbytes]
+        numbers = _decoded(encoding, file, first, end, read)
+    return np.ascontiguousarray(numbers).reshape(-1).view(np.uint8).data[begin - first * row :][:nbytes]
+
+
+def box_of(stored: Stored, offset: Box, shape: Box, read: Read) -> np.ndarray:
+    """A box of a tensor in memory, in the dtype that carries its bits."""
+    carrier = CARRIER[stored.spec.dtype]
+    box: np.ndarray = np.zeros(shape, carrier)
+    for one in stored.placements:
+        part = common(one.offset, one.shape, offset, shape)
+        if one.file is None or part is None:
+            continue
+        begin, size = part
+        buffer = content(one.file, one.inside(begin), span(size, one.strides, carrier.itemsize), one.encoding, read)
+        place = tuple(slice(b - o, b - o + s) for b, o, s in zip(begin, offset, size, strict=True))
+        box[place] = np.ndarray(size, carrier, buffer, strides=one.strides)
+    return box
+
+
+def _merged(merge: Merge, first: int, rows: int, read: Read) -> np.ndarray:
+    """Whole rows of W + s·B·A; with a magnitude, each row brought to that length (https://arxiv.org/abs/2402.09353)."""
+
+    def floats(stored: Stored, offset: Box, shape: Box) -> np.ndarray:
+        return cast(box_of(stored, offset, shape, read), stored.spec.dtype, "float32")
+
+    columns = merge.base.spec.shape[1:]
+    weight = floats(merge.base, (first, *(0,) * len(columns)), (rows, *columns))
+    if merge.added is not None:
+        a, b, scale, magnitude = merge.added
+        weight = weight + scale * (floats(b, (first, 0), (rows, a.spec.shape[0])) @ floats(a, (0, 0), a.spec.shape))
+        if magnitude is not None:
+            weight *= (floats(magnitude, (first,), (rows,)) / np.linalg.norm(weight, axis=1))[:, None]
+    return cast(weight, "float32", merge.dtype)
+
+
+def _decoded(encoding: Encoding, file: Path, first: int, end: int, read: Read) -> np.ndarray:
+    """Rows `first … end` of the numbers of which `file` has the encoded ones."""
+    stored = read(file, encoding.begin + first * encoding.row_bytes, (end - first) * encoding.row_bytes)
+    packed = np.frombuffer(stored, np.uint8).reshape(-1, encoding.row_bytes)
+    if encoding.scales is None:
+        return _of_ggml(packed, encoding.name)
+    return _looked_up(packed, encoding, encoding.scales, first, read)
 
 
 def _of_ggml(packed: np.ndarray, name: str) -> np.ndarray:
@@ -62,8 +112,8 @@ def _looked_up(packed: np.ndarray, encoding: Encoding, scales: Scales, first: in
     line = rows // scales.rows * down + rows % scales.rows // block_rows
     line_bytes = across * CARRIER[scales.dtype].itemsize
     begin, line = int(line[0]), line - line[0]
-    content = read(scales.file, scales.begin + begin * line_bytes, (int(line[-1]) + 1) * line_bytes)
-    stored = np.frombuffer(content, CARRIER[scales.dtype]).reshape(-1, across)
+    factors = read(scales.file, scales.begin + begin * line_bytes, (int(line[-1]) + 1) * line_bytes)
+    stored = np.frombuffer(factors, CARRIER[scales.dtype]).reshape(-1, across)
     if scales.dtype == "uint8":
         table, number = _table_of_exponents(encoding.name, encoding.dtype), stored.astype(np.intp)
     else:

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from converters.decoding import decoded
-from converters.plan import Move, Plan, Target, span
-from converters.space import Box, Encoding, Stored, common
+from converters.decoding import Read, box_of, content
+from converters.plan import Move, Plan, Target
+from converters.space import Box, Stored, span
 from converters.stores.files import sync
 from converters.tensors import CARRIER, cast
 from swift_mega.base.errors import UserError
@@ -218,7 +218,7 @@ def load(move: Move, files: Files) -> np.ndarray:
     """The box of a move in the dtype of its target."""
     carrier = CARRIER[move.source_dtype]
     nbytes = span(move.shape, move.source_strides, carrier.itemsize)
-    buffer = _content(files, move.source, move.begin, nbytes, move.encoding)
+    buffer = content(move.source, move.begin, nbytes, move.encoding, _reader(files))
     box: np.ndarray = np.ndarray(move.shape, carrier, buffer, strides=move.source_strides)
     return np.ascontiguousarray(cast(box, move.source_dtype, move.target_dtype))
 
@@ -230,19 +230,8 @@ def read_whole(stored: Stored) -> np.ndarray:
 
 def read_box(stored: Stored, offset: Box, shape: Box) -> np.ndarray:
     """A box of a tensor in memory, in the dtype that carries its bits."""
-    carrier = CARRIER[stored.spec.dtype]
-    box: np.ndarray = np.zeros(shape, carrier)
     with contextlib.closing(Files()) as files:
-        for one in stored.placements:
-            part = common(one.offset, one.shape, offset, shape)
-            if one.file is None or part is None:
-                continue
-            begin, size = part
-            nbytes = span(size, one.strides, carrier.itemsize)
-            buffer = _content(files, one.file, one.inside(begin), nbytes, one.encoding)
-            place = tuple(slice(b - o, b - o + s) for b, o, s in zip(begin, offset, size, strict=True))
-            box[place] = np.ndarray(size, carrier, buffer, strides=one.strides)
-    return box
+        return box_of(stored, offset, shape, _reader(files))
 
 
 def _runs(box: np.ndarray, at: int, strides: Sequence[int]) -> Iterator[tuple[int, memoryview]]:
@@ -279,15 +268,13 @@ def _copy_run(source: int, begin: int, target: int, at: int, length: int, path: 
         report(moved)
 
 
-def _content(files: Files, path: Path, begin: int, nbytes: int, encoding: Encoding | None) -> bytearray | memoryview:
-    """Bytes of numbers as they are, or of those that an encoding stands for."""
-
+def _reader(files: Files) -> Read:
     def read(path: Path, begin: int, nbytes: int) -> bytearray:
         buffer = bytearray(nbytes)
         _read(files.reading(path), buffer, begin, path)
         return buffer
 
-    return read(path, begin, nbytes) if encoding is None else decoded(encoding, path, begin, nbytes, read)
+    return read
 
 
 def _read(descriptor: int, buffer: bytearray, begin: int, path: Path) -> None:

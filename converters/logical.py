@@ -17,7 +17,8 @@ import xxhash
 from converters import engine
 from converters.export import export_plan, exported_tensors
 from converters.opening import open_source
-from converters.plan import Move, span
+from converters.plan import Move
+from converters.space import span
 from converters.stores.files import json_bytes, read_json
 from converters.stores.safetensors import Place
 from converters.tensors import CARRIER, TensorSpec

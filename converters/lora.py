@@ -13,6 +13,7 @@ are put beside each other, with zeros in `linear_out` where a rank has no part i
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -80,6 +81,11 @@ class Site(NamedTuple):
     position: Box
     """On the axes of the Megatron tensor that are stacked: experts."""
 
+    @property
+    def within(self) -> str | None:
+        """The axis of the weight itself that is stacked: experts in one tensor."""
+        return next(iter(self.rule.sources[self.number].within), None)
+
 
 Members = dict[tuple[int, Box], Stored]
 """(source of a rule, position on the stacked axes) → the tensor of a PEFT file."""
@@ -116,8 +122,11 @@ class Adaptable:
         self.layers = arguments.num_layers
         self.homogeneous = arguments.homogeneous
         self._rules = [one for rule in family.rules_for(arguments, form) for one in self._by_layer(rule)]
-        self.sites = {name: site for rule in self._rules for name, site in self._sites(rule)}
-        """Hugging Face name of a weight → where it is in Megatron."""
+        self.sites: dict[str, list[Site]] = defaultdict(list)
+        """Hugging Face name of a weight → where it is in Megatron: in one tensor, or in parts of several."""
+        for rule in self._rules:
+            for name, site in self._sites(rule):
+                self.sites[name].append(site)
         self.entries = dict(entry for rule in self._rules for entry in self._entries(rule))
         """Megatron key → what it holds."""
 
@@ -153,12 +162,15 @@ class Adaptable:
         own = name.removeprefix(BASE)
         for factor in FACTORS:
             layer = own.removesuffix(factor.peft)
-            site = self.sites.get(layer + WEIGHT, self.sites.get(layer))
-            if own.endswith(factor.peft) and site is not None:
+            if own.endswith(factor.peft) and (site := self._only(layer + WEIGHT) or self._only(layer)):
                 key = key_of(site.rule, factor, (site.number,)) if is_linear(site.rule) else ""
                 return (site, factor) if key in self.entries else None
-        site = self.sites.get(own)
-        return (site, None) if site is not None and site.rule.megatron in self.entries else None
+        whole = self._only(own)
+        return (whole, None) if whole is not None and whole.rule.megatron in self.entries else None
+
+    def _only(self, name: str) -> Site | None:
+        sites = self.sites.get(name, [])
+        return sites[0] if len(sites) == 1 else None
 
     def place(self, name: str) -> tuple[Site, Factor | None]:
         """The same for a name that Megatron has a place for."""

@@ -10,6 +10,15 @@ from converters.stores.files import read_json
 from swift_mega.base.errors import UserError
 
 CONFIG = "adapter_config.json"
+NOT_MERGEABLE = {
+    "alora_invocation_tokens": "such an adapter works from a certain token on, so that no one weight does the same",
+    "lora_bias": "it adds to biases, too, which are not merged",
+    "use_qalora": "its factors see averages of the input",
+    "use_bdlora": "its factors are blocks of larger ones",
+    "layer_replication": "it makes layers that the base does not have",
+    "fan_in_fan_out": "its layers have their weights transposed",
+}
+"""Options of PEFT that make LoRA something else than a change of weights by s·B·A."""
 
 
 class LoraConfig:
@@ -56,6 +65,16 @@ class LoraConfig:
         """
         alpha = float(_of(self.content.get("alpha_pattern") or {}, module, self.content.get("lora_alpha", 8)))
         return alpha / (math.sqrt(rank) if self.content.get("use_rslora") else rank)
+
+    def check_mergeable(self) -> None:
+        """Raises:
+        UserError: the change of a weight is not the same for every token, or not s·B·A.
+        """
+        for option, why in NOT_MERGEABLE.items():
+            if self.content.get(option):
+                raise UserError(
+                    f"{self._folder / CONFIG} says {option}: {why}.", "Keep base and adapter apart, or use PEFT."
+                )
 
     def with_layers(self, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> "LoraConfig":
         """The same for adapters that have these ranks and alphas, by the names of their layers."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from converters.space import Box, Encoding, Placement, Space, Stored, shared
+from converters.space import Box, Encoding, Merge, Placement, Space, Stored, shared, span
 from converters.tensors import CARRIER
 
 RUN_BYTES = 1 << 16
@@ -35,7 +35,7 @@ class Move(NamedTuple):
     target_strides: Box
     source_dtype: str
     target_dtype: str
-    encoding: Encoding | None = None
+    encoding: Encoding | Merge | None = None
     """Of the source, which is decoded on the way."""
 
     @property
@@ -92,8 +92,8 @@ class Plan:
     @property
     def sources(self) -> list[Path]:
         """The files that are read."""
-        scales = (move.encoding.scales for move in self.moves if move.encoding is not None)
-        return sorted({move.source for move in self.moves} | {one.file for one in scales if one is not None})
+        others = {file for move in self.moves if move.encoding is not None for file in move.encoding.files}
+        return sorted({move.source for move in self.moves} | others)
 
     @property
     def nbytes(self) -> int:
@@ -275,8 +275,3 @@ def _cut(move: Move) -> Iterator[Move]:
 def _span(move: Move) -> int:
     """Bytes of the source from the first element to the last."""
     return span(move.shape, move.source_strides, CARRIER[move.source_dtype].itemsize)
-
-
-def span(shape: Box, strides: Box, itemsize: int) -> int:
-    """Bytes from the first element to the last, both included."""
-    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + itemsize

@@ -47,6 +47,60 @@ class Encoding(NamedTuple):
     scales: Scales | None = None
     """Where the factors are. None: in the rows."""
 
+    @property
+    def files(self) -> list[Path]:
+        """What is read besides the tensor's own file."""
+        return [] if self.scales is None else [self.scales.file]
+
+
+MERGED, CAST = "the base and an adapter", "as those that an adapter changes"
+"""What numbers are computed of."""
+
+
+class LowRank(NamedTuple):
+    """What LoRA adds to a weight [rows, columns]: scale · b · a."""
+
+    a: "Stored"
+    """[rank, columns]"""
+    b: "Stored"
+    """[rows, rank]"""
+    scale: float
+    magnitude: "Stored | None"
+    """[rows]: DoRA's, the length that each row is brought to."""
+
+
+class Merge(NamedTuple):
+    """Numbers that are computed as they are read: those of a weight, with what an adapter adds to it."""
+
+    base: "Stored"
+    """[rows, columns], of any dtype."""
+    added: LowRank | None
+    """None: nothing; the numbers are cast only."""
+    dtype: str
+    """Of the result; the way there is float32."""
+
+    @property
+    def name(self) -> str:
+        return CAST if self.added is None else MERGED
+
+    @property
+    def begin(self) -> int:
+        """First byte of the weight in its file."""
+        return self.base.placements[0].begin
+
+    @property
+    def row_elements(self) -> int:
+        return math.prod(self.base.spec.shape[1:])
+
+    @property
+    def files(self) -> list[Path]:
+        """What is read."""
+        factors = [] if self.added is None else [self.added.a, self.added.b, self.added.magnitude]
+        stored = [one for one in (self.base, *factors) if one is not None]
+        files = [one.file for tensor in stored for one in tensor.placements if one.file is not None]
+        inner = [own for one in self.base.placements if one.encoding for own in one.encoding.files]
+        return [*dict.fromkeys(files + inner)]
+
 
 class Placement(NamedTuple):
     """Where a box of a tensor lies."""
@@ -59,7 +113,7 @@ class Placement(NamedTuple):
     """First byte in `file`."""
     strides: Box
     """Bytes between neighbours along each axis: `row_major` or, where the file is transposed, any other."""
-    encoding: Encoding | None = None
+    encoding: Encoding | Merge | None = None
     """None: the file has the numbers as they are."""
 
     def inside(self, offset: Box) -> int:
@@ -174,3 +228,8 @@ def _leading_ones(shapes: Sequence[Box]) -> int:
 def row_major(shape: Box, itemsize: int) -> Box:
     """Bytes between neighbours along each axis of an array that lies row by row without gaps."""
     return tuple(itertools.accumulate(reversed((*shape[1:], itemsize)), lambda a, b: a * b))[::-1] if shape else ()
+
+
+def span(shape: Box, strides: Box, itemsize: int) -> int:
+    """Bytes from the first element to the last, both included."""
+    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + itemsize

@@ -9,6 +9,9 @@ import pytest
 import torch
 import transformers
 
+from tests.support import adapters
+from tests.support.adapters import Adapter
+
 BASE = {
     "vocab_size": 131,  # not divisible by 128, nor by any tensor parallel size
     "hidden_size": 48,
@@ -96,3 +99,16 @@ def megatron() -> Iterator[None]:
     groups.initialize(ParallelConfig(), seed=1)
     yield
     groups.shutdown()
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+    """Folder of an adapter that peft has saved, its base beside it; made once, not to be changed."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = adapters.save(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return make

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +18,13 @@ from converters.stores.torch_dist import open_checkpoint
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main
 from tests.support import tiny
+from tests.support.adapters import ADAPTERS, Adapter, tiny_name
 from tests.support.space import assembled
 
 from .reshape import llama_named, load, reshaped
 
-Adapter = Callable[[str], Path]
 LAYERS = 4
 PATTERNS = (("rank", "r"), ("alpha", "lora_alpha"))
-
-ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "attention": ("qwen2-tied", {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 6}),
-    "every-linear": ("llama3-tied-bias", {"target_modules": "all-linear", "r": 3, "use_rslora": True}),
-    "patterns": (
-        "llama",
-        {
-            "target_modules": ["q_proj", "k_proj", "o_proj", "up_proj", "lm_head"],
-            "rank_pattern": {"layers.1.self_attn.q_proj": 2},
-            "alpha_pattern": {"o_proj": 5},
-            "layers_to_transform": [0, 1, 3],
-        },
-    ),
-    "dora": (
-        "llama",
-        {"target_modules": "all-linear", "r": 2, "use_dora": True, "modules_to_save": ["lm_head", "embed_tokens"]},
-    ),
-    "bias": ("qwen3-tied", {"target_modules": ["gate_proj", "down_proj"], "r": 2, "lora_bias": True}),
-    "in-one": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"], "r": 2}),
-    "latent": ("deepseek_v3", {"target_modules": ["q_b_proj", "kv_b_proj", "o_proj", "down_proj"], "r": 2}),
-    "experts": ("qwen3_moe", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"], "r": 2}),
-    "experts-interleaved": (
-        "gpt_oss",
-        {"target_modules": ["o_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "r": 2},
-    ),
-}
-"""Name → (tiny model, what peft is told)."""
-
-
-@pytest.fixture(scope="session")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
-    """Folder of an adapter that peft has saved, its base beside it; made once, not to be changed."""
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            model, options = ADAPTERS[name]
-            base = tiny.save(_tiny(model), folder / "base")
-            config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options)
-            torch.manual_seed(0)
-            adapted = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
-            adapted.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-            made[name] = folder / "adapter"
-        return made[name]
-
-    return make
-
-
-def _tiny(model: str) -> str:
-    """The first tiny model of a family, or the one of this name."""
-    from tests.support import tiny_dense, tiny_moe
-
-    known = tiny.TINY | tiny_dense.MODELS | tiny_moe.MODELS
-    return model if model in known else next(name for name, (family, _) in known.items() if family == model)
 
 
 def _logits(base: Path, adapter: Path) -> torch.Tensor:
@@ -209,7 +153,7 @@ def test_a_shared_input_factor_is_kept_as_one(adapter: Adapter, tmp_path: Path) 
 
 def test_each_expert_has_an_adapter_of_its_own(adapter: Adapter, tmp_path: Path) -> None:
     """As transformers 4 has experts: each a module, which peft adapts by itself."""
-    base = tiny.save(_tiny("qwen3_moe"), tmp_path / "base")
+    base = tiny.save(tiny_name("qwen3_moe"), tmp_path / "base")
     config = checkpoint.read_config(base)
     arguments = family_of(config).megatron_arguments(config)
     experts, wide, narrow = arguments.num_moe_experts, arguments.hidden_size, arguments.moe_ffn_hidden_size
