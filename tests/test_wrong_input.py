@@ -72,6 +72,18 @@ def missing_shard(place: Place) -> None:
     min(place.model.glob("model-00002-of-*.safetensors")).unlink()
 
 
+def missing_scales(place: Place) -> None:
+    """Weights in fp8 and nothing else."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    place.change_config(quantization_config={"quant_method": "fp8"})
+    tensors = load_file(place.model / "model.safetensors")
+    save_file(
+        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}, place.model / "model.safetensors"
+    )
+
+
 def empty_data(place: Place) -> None:
     """An index without documents."""
     (place.folder / "data.json").unlink()
@@ -159,6 +171,18 @@ EARLY: dict[str, tuple[Spoil, list[str], str, str]] = {
         [],
         "has neither model.safetensors nor model.safetensors.index.json",
         "Give a Hugging Face folder with safetensors weights",
+    ),
+    "quantised in an unknown way": (
+        lambda place: place.change_config(quantization_config={"quant_method": "awq"}),
+        [],
+        "`quantization_config` says quant_method 'awq', which cannot be read",
+        "fp8 (",
+    ),
+    "scales that are not there": (
+        missing_scales,
+        [],
+        "float8_e4m3fn [",
+        "numbers without their scales mean nothing",
     ),
     "no data": (
         lambda place: place.data.with_suffix(".bin").unlink(),

@@ -5,10 +5,13 @@ import signal
 
 import pytest
 
+from converters.convert import convert
 from swift_mega.methods.config import PretrainConfig
 from swift_mega.methods.output import claim_output
 from tests.support import cli
 from tests.support.place import Place
+from tests.support.runs import values
+from tests.support.tiny_quantised import fp8
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -47,6 +50,20 @@ def test_a_resumed_run_says_what_has_changed(trained: Place) -> None:
     assert ended.code == 0, ended
     changed = "Changed since the start before: train.steps 2 → 3, checkpoint.save_interval_steps 1 → null"
     assert ended.out.count(changed) == 1
+
+
+def test_a_run_from_quantised_weights_is_the_run_from_what_they_stand_for(place: Place) -> None:
+    quantised = fp8(place.model, place.folder / "fp8", (7, 5))
+    convert(quantised, place.folder / "plain", to="hf")
+    losses = []
+    for name in ("fp8", "plain"):
+        place.model, place.output = place.folder / name, place.folder / f"run-{name}"
+        ended = cli.in_process(place.argv("--export-hf", "true"))
+        assert ended.code == 0, ended
+        losses.append(values(place.output, "loss"))
+        configs = [file.read_text() for file in place.output.rglob("config.json")]
+        assert configs and not any("quantization_config" in config for config in configs)
+    assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
 def test_no_data(place: Place) -> None:
