@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from converters import adapters, checkpoint, engine, ranks
-from converters.decoding import ROUNDED
+from converters.decoding import described
 from converters.export import export_plan, exported_tensors
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import padded_vocab_size
@@ -470,7 +470,7 @@ def _say(conversion: Conversion) -> None:
     for note in source.notes:
         say(f"  {note}")
     for (stored, wanted), count in conversion.plan.decodes.items():
-        say(f"  {count:,} elements are decoded from {stored} to {wanted}, " + ROUNDED.get(stored, "which is exact"))
+        say(f"  {count:,} elements are {described(stored, wanted)}")
     for (stored, wanted), count in conversion.plan.casts.items():
         say(f"  {count:,} elements are cast from {stored} to {wanted}" + (LOSSY if _loses(stored, wanted) else ""))
 
