@@ -28,6 +28,10 @@ class Yarn:
     correction_range_round_to_int: bool = True
 
 
+PATTERN: dict[str, Layers] = {"M": "mamba", "*": "attention", "-": "dense", "E": "moe"}
+"""megatron-core's letters for the layers of a hybrid model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MegatronArguments:
     """What Megatron-Core has to know to build the model, under Megatron's own argument names."""
@@ -98,6 +102,8 @@ class MegatronArguments:
     moe_shared_expert_intermediate_size: int | None = None
     """Of all shared experts together, which are one MLP. None: there are none."""
     moe_shared_expert_gate: bool = False
+    moe_latent_size: int | None = None
+    """Of what experts read and write, which a matrix before all of them and one behind make of the hidden size."""
     moe_layer_freq: list[int] | None = None
     """For each layer 1 (experts) or 0 (dense). None: all layers are alike."""
     moe_router_topk: int = 2
@@ -130,6 +136,22 @@ class MegatronArguments:
     """Scaling of positions by YaRN."""
     mtp_num_layers: int = 0
     """Layers after the last that predict further tokens."""
+    attention_output_gate: bool = False
+    """What attention gives back is multiplied by the sigmoid of a gate, which the query's projection makes besides."""
+    linear_attention_freq: list[int] | None = None
+    """For each layer 1 (a gated delta net in the place of attention) or 0. None: attention in every layer."""
+    linear_conv_kernel_dim: int | None = None
+    linear_key_head_dim: int | None = None
+    linear_value_head_dim: int | None = None
+    linear_num_key_heads: int | None = None
+    linear_num_value_heads: int | None = None
+    hybrid_override_pattern: str | None = None
+    """A letter for each layer that is one thing only, as `PATTERN` has them. None: attention and MLP in every layer."""
+    mamba_conv_kernel_dim: int | None = None
+    mamba_state_dim: int | None = None
+    mamba_head_dim: int | None = None
+    mamba_num_heads: int | None = None
+    mamba_num_groups: int | None = None
     missing: tuple[str, ...] = ()
     """Names in `converters.missing` of what megatron-core lacks for this model: it converts, but is not trained."""
 
@@ -145,13 +167,23 @@ class MegatronArguments:
     @property
     def homogeneous(self) -> bool:
         """Whether all layers are of one kind: megatron-core stacks their tensors then."""
-        return self.moe_layer_freq is None
+        return self.moe_layer_freq is self.linear_attention_freq is self.hybrid_override_pattern is None
+
+    @property
+    def kinds(self) -> list[set[Layers]]:
+        """For each layer everything that it is."""
+        if self.hybrid_override_pattern is not None:
+            return [{"all", PATTERN[letter]} for letter in self.hybrid_override_pattern]
+        linear = self.linear_attention_freq or [0] * self.num_layers
+        experts = self.moe_layer_freq or [int(self.num_moe_experts is not None)] * self.num_layers
+        return [
+            {"all", "linear attention" if is_linear else "attention", "moe" if has_experts else "dense"}
+            for is_linear, has_experts in zip(linear, experts, strict=True)
+        ]
 
     def layers(self, kind: Layers) -> list[int]:
-        """The layers that are dense, have experts, or all."""
-        with_experts = self.moe_layer_freq or [int(self.num_moe_experts is not None)] * self.num_layers
-        wanted = {"all": (0, 1), "dense": (0,), "moe": (1,)}[kind]
-        return [layer for layer, experts in enumerate(with_experts) if experts in wanted]
+        """The layers of one kind."""
+        return [layer for layer, kinds in enumerate(self.kinds) if kind in kinds]
 
     @property
     def mtp_layers(self) -> range:

@@ -150,15 +150,19 @@ def sizes(arguments: MegatronArguments, padded_vocab_size: int) -> dict[str, int
         "heads": arguments.num_attention_heads,
         "group": arguments.num_query_groups,
         "query": arguments.num_attention_heads * arguments.kv_channels,
+        "query_gate": 2 * arguments.num_attention_heads * arguments.kv_channels,
         "key_value": arguments.num_query_groups * arguments.kv_channels,
         "qkv": (arguments.num_attention_heads + 2 * arguments.num_query_groups) * arguments.kv_channels,
         "expert": arguments.num_moe_experts or 0,
         "expert_ffn": arguments.moe_ffn_hidden_size or 0,
         "expert_gate_up": 2 * (arguments.moe_ffn_hidden_size or 0),
+        "expert_in": arguments.moe_latent_size or arguments.hidden_size,
         "shared_ffn": arguments.moe_shared_expert_intermediate_size or 0,
         "one": 1,
         "two_hidden": 2 * arguments.hidden_size,
         **_latent_sizes(arguments),
+        **_linear_sizes(arguments),
+        **_mamba_sizes(arguments),
         "vocab": arguments.vocab_size,
         "padded_vocab": padded_vocab_size,
     }
@@ -176,6 +180,37 @@ def _latent_sizes(arguments: MegatronArguments) -> dict[str, int]:
         "latent_query": heads * (plain + rotated),
         "latent_key_value": heads * (plain + value),
         "latent_value": heads * value,
+    }
+
+
+def _linear_sizes(arguments: MegatronArguments) -> dict[str, int]:
+    """Of a gated delta net."""
+    key_heads, value_heads = arguments.linear_num_key_heads or 0, arguments.linear_num_value_heads or 0
+    key, value = key_heads * (arguments.linear_key_head_dim or 0), value_heads * (arguments.linear_value_head_dim or 0)
+    return {
+        "linear_key_heads": key_heads,
+        "linear_value_heads": value_heads,
+        "linear_value_head": arguments.linear_value_head_dim or 0,
+        "linear_key": key,
+        "linear_value": value,
+        "linear_qkv": 2 * key + value,
+        "linear_qkvz": 2 * key + 2 * value,
+        "linear_ba": 2 * value_heads,
+        "linear_kernel": arguments.linear_conv_kernel_dim or 0,
+    }
+
+
+def _mamba_sizes(arguments: MegatronArguments) -> dict[str, int]:
+    heads = arguments.mamba_num_heads or 0
+    inner = heads * (arguments.mamba_head_dim or 0)
+    states = (arguments.mamba_num_groups or 0) * (arguments.mamba_state_dim or 0)
+    return {
+        "mamba_heads": heads,
+        "mamba_inner": inner,
+        "mamba_states": states,
+        "mamba_conv": inner + 2 * states,
+        "mamba_in": 2 * inner + 2 * states + heads,
+        "mamba_kernel": arguments.mamba_conv_kernel_dim or 0,
     }
 
 

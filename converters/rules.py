@@ -13,15 +13,16 @@ segments; a rule names one of them, and is otherwise data.
 import dataclasses
 import itertools
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Sizes = Mapping[str, int]
 """Named dimensions of one model: `hidden`, `query`, `key_value`, `vocab`, `padded_vocab`, `layer`, …"""
 
-Layers = Literal["all", "dense", "moe"]
-"""Which of a model's layers."""
+Layers = Literal["all", "attention", "linear attention", "mamba", "dense", "moe"]
+"""Which of a model's layers: all of them, those that mix tokens in this way, or those with this kind of MLP."""
 
 DECODER_LAYERS = "decoder.layers."
 """How the Megatron key of a layer's tensor begins where all layers are stacked."""
@@ -48,6 +49,8 @@ class Operation:
     segments: Callable[[Sequence[int], Sizes], list[Segment]]
     transposed: bool = False
     """The sources have rows and columns the other way round."""
+    partial: bool = False
+    """It takes a part of its source; other rules take the others (`check_parts`)."""
 
 
 def _concatenate(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
@@ -75,6 +78,25 @@ def _interleave_one(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
     ]
 
 
+def _interleave_gated(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
+    """The same where each query head has its output gate behind it: a group's query heads, gates, key head, value head."""
+    groups, head = sizes["group"], sizes["head"]
+    queries = sizes["heads"] // groups
+    return [
+        segment
+        for group in range(groups)
+        for segment in (
+            *(
+                Segment(0, (2 * (group * queries + query) + gate) * head, head)
+                for gate in range(2)
+                for query in range(queries)
+            ),
+            Segment(1, group * head, head),
+            Segment(2, group * head, head),
+        )
+    ]
+
+
 def _pad_vocabulary(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
     """The source, then zero rows up to the padded vocabulary."""
     return [Segment(0, 0, rows[0]), Segment(None, 0, sizes["padded_vocab"] - rows[0])]
@@ -88,11 +110,24 @@ def _de_interleave(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
 COPY = Operation("copy", _concatenate)
 CONCATENATE = Operation("concatenate", _concatenate)
 INTERLEAVE_GROUPS = Operation("grouped-query interleave", _interleave_groups)
+INTERLEAVE_GATED = Operation("grouped-query interleave with output gates", _interleave_gated)
 INTERLEAVE_ONE = Operation("grouped-query interleave of one tensor", _interleave_one)
 PAD_VOCABULARY = Operation("pad vocabulary", _pad_vocabulary)
 DE_INTERLEAVE = Operation("de-interleave", _de_interleave)
 TRANSPOSE = Operation("transpose", _concatenate, transposed=True)
 TRANSPOSE_DE_INTERLEAVE = Operation("transpose and de-interleave", _de_interleave, transposed=True)
+
+
+def take(number: int, lengths: Sequence[str], blocks: str = "one") -> Operation:
+    """Of each of the source's equal `blocks` part `number`; `lengths` are the parts', of all blocks together."""
+
+    def segments(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
+        parts = [sizes[length] // sizes[blocks] for length in lengths]
+        return [
+            Segment(0, block * sum(parts) + sum(parts[:number]), parts[number]) for block in range(sizes[blocks])
+        ]
+
+    return Operation("take a part", segments, partial=True)
 
 
 @dataclass(frozen=True)
@@ -147,7 +182,7 @@ class Rule:
     """Equal row blocks that megatron-core stores apart: 2 for gate and up. More do not change the tensor."""
 
     layers: Layers = "all"
-    """Of which layers, where the model's layers are not all of one kind."""
+    """Of which layers, where the model's layers are not all of one kind (`MegatronArguments.kinds`)."""
 
     form: str | None = None
     """Of several ways in which folders hold the same tensors, the one this rule is for. None: the same in all."""
@@ -184,12 +219,27 @@ class Rule:
         """The row map of one layer, without empty segments.
 
         Raises:
-            ValueError: it does not use every source row exactly once (a fault of the rule).
+            ValueError: it does not use every source row exactly once, unless it takes a part (a fault of the rule).
         """
         rows = [self.matrix(source, sizes)[0] for source in self.sources]
         segments = [segment for segment in self.operation.segments(rows, sizes) if segment.rows]
-        inverse(segments, rows)
+        if not self.operation.partial:
+            inverse(segments, rows)
         return segments
+
+
+def check_parts(rules: Iterable[Rule], sizes: Sizes) -> None:
+    """Whether rules that take parts of a tensor take all of it together, each row once.
+
+    Raises:
+        ValueError: they do not (a fault of the rules).
+    """
+    taken: dict[HfTensor, list[Segment]] = defaultdict(list)
+    for rule in rules:
+        if rule.operation.partial:
+            taken[rule.sources[0]] += rule.segments(sizes)
+    for source, segments in taken.items():
+        inverse(segments, [source.shape(sizes)[0]])
 
 
 class Move(NamedTuple):

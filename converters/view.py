@@ -17,7 +17,7 @@ import numpy as np
 from converters.accounting import account, hf_shapes
 from converters.config_table import Config, MegatronArguments
 from converters.family import Family, sizes
-from converters.rules import Rule
+from converters.rules import Rule, check_parts
 from converters.stores.safetensors import SafetensorsFolder
 from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
@@ -88,6 +88,7 @@ class MegatronView:
         self.form = family.form_of(store.tensors, self.arguments)
         """Which of the family's forms the folder has. None: there is only one."""
         rules = family.rules_for(self.arguments, self.form)
+        check_parts(rules, self._sizes)
         self._rules = {rule.megatron: rule for rule in rules}
         self._maps = {key: rule.segments(self._sizes) for key, rule in self._rules.items()}
         self._starts = {

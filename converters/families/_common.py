@@ -7,7 +7,17 @@ Dimensions: `query` = heads × head size, `key_value` = key-value heads × head 
 from converters.config_table import NO_EXPERTS, NO_LATENT, Choice, Fixed, Only, Opposite, Row, Same
 from converters.quantisation import Quantised
 from converters.rope_table import Rope
-from converters.rules import CONCATENATE, INTERLEAVE_GROUPS, INTERLEAVE_ONE, PAD_VOCABULARY, Rule, hf
+from converters.rules import (
+    CONCATENATE,
+    INTERLEAVE_GROUPS,
+    INTERLEAVE_ONE,
+    PAD_VOCABULARY,
+    HfTensor,
+    Layers,
+    Rule,
+    hf,
+    take,
+)
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
@@ -51,6 +61,18 @@ def changed(rows: tuple[Row, ...], *others: Row) -> tuple[Row, ...]:
 def norm(megatron: str, name: str) -> Rule:
     """The weight of a layer's norm over the hidden size."""
     return Rule(_MEGATRON + megatron, (hf(_LAYER + name, "hidden"),))
+
+
+def in_parts(megatron: str, source: HfTensor, parts: dict[str, str], layers: Layers, blocks: str = "one") -> list[Rule]:
+    """A tensor that megatron-core stores in parts, each under a key of its own: name of the part → its dimension.
+
+    In the source each of the equal `blocks` of rows consists of a piece of every part.
+    """
+    lengths = tuple(parts.values())
+    return [
+        Rule(f"{_MEGATRON}{megatron}.{name}", (source,), take(number, lengths, blocks), layers=layers)
+        for number, name in enumerate(parts)
+    ]
 
 
 ATTENTION_NORM = "self_attention.linear_qkv.layer_norm_weight"

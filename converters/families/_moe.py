@@ -98,3 +98,12 @@ def shared_experts(name: str) -> tuple[Rule, ...]:
             when="moe_shared_expert_intermediate_size",
         ),
     )
+
+
+def shared_gate() -> Rule:
+    """What the shared expert of Qwen's models is multiplied by, token by token."""
+    return Rule(
+        _MEGATRON + "shared_experts.gate_weight",
+        (hf("model.layers.{layer}.mlp.shared_expert_gate.weight", "one", "hidden"),),
+        layers="moe",
+    )

@@ -2,17 +2,10 @@
 
 from converters.config_table import Fixed, HeadSize, KeyValueHeads, Same
 from converters.families._common import ATTENTION, ATTENTION_NORM, EMBEDDINGS, QKV_BIAS, RECOMPUTABLE, SHARED, norm
-from converters.families._moe import DENSE_LAYERS, MOE_NORM, experts, router, shared_experts
+from converters.families._moe import DENSE_LAYERS, MOE_NORM, experts, router, shared_experts, shared_gate
 from converters.family import Family
 from converters.moe_table import LayersBySteps, Normalised, Spelled
-from converters.rules import Rule, hf
 from converters.window_table import WindowByLayer
-
-_GATE = Rule(
-    "decoder.layers.mlp.shared_experts.gate_weight",
-    (hf("model.layers.{layer}.mlp.shared_expert_gate.weight", "one", "hidden"),),
-    layers="moe",
-)
 
 FAMILY = Family(
     name="qwen2_moe",
@@ -41,7 +34,7 @@ FAMILY = Family(
         router(),
         *experts(),
         *shared_experts("shared_expert"),
-        _GATE,
+        shared_gate(),
     ),
     recomputable=RECOMPUTABLE,
 )

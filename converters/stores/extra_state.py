@@ -13,7 +13,7 @@ from converters.tensors import TensorSpec
 
 STATEFUL = re.compile(
     r"(decoder|mtp)\.(.*\.)?"
-    r"(linear_\w+|\w*layernorm|final_norm|in_proj|out_proj|out_norm|core_attention|eh_proj|enorm|hnorm)"
+    r"(linear_\w+|fc\d_latent_proj|\w*layernorm|final_norm|in_proj|out_proj|out_norm|core_attention|eh_proj|enorm|hnorm)"
 )
 """Linear layers and norms of TransformerEngine, and an attention that has a parameter; no router, no embedding."""
 
