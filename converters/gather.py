@@ -6,7 +6,8 @@ same, byte for byte, on the others.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from converters.config_table import MegatronArguments
@@ -50,7 +51,8 @@ def gathered(files: Sequence[RankFile], rules: Mapping[str, Rule], arguments: Me
         for virtual, chunk in enumerate(file.chunks):
             for name, record in chunk.items():
                 native = native_key(name, firsts[file.rank.pipeline, virtual], file.rank.expert * experts)
-                collector.add(native, record, file)
+                for key, own in collector.taken_apart(native, record, file):
+                    collector.add(key, own, file)
     return collector.finished()
 
 
@@ -73,13 +75,42 @@ class _Collector:
         self._ranks = 1 + max(file.rank.tensor for file in files)
         own = sizes(arguments, _padded_vocab_size(files, arguments))
         self._shapes = {key: whole_shape(rule, own) for key, rule in rules.items()}
+        self._in_parts: dict[str, list[str]] = defaultdict(list)
+        for key, rule in rules.items():
+            if rule.operation.partial:
+                self._in_parts[rule.whole].append(key)
         self._parts: dict[str, Part] = {}
         self._native: dict[str, Stored] = {}
         self._taken: dict[tuple[str, Box], Placement] = {}
         self._unknown: set[str] = set()
         self._left_out: list[str] = []
 
+    def taken_apart(self, native: str, record: object, file: RankFile) -> Iterator[tuple[str, object]]:
+        """The tensors that a rank has one below the other in one, each under its key; any other as it is."""
+        keys = self._in_parts.get(native)
+        if not keys or not isinstance(record, TensorRecord):
+            yield native, record
+            return
+        rows, (have, *columns) = [self._shapes[key][0] for key in keys], record.spec.shape
+        ranks = sum(rows) // (have or 1)
+        if not 0 < ranks <= self._ranks or any(count % ranks for count in rows) or have * ranks != sum(rows):
+            raise self._misfit(native, record, (sum(rows), *columns), file)
+        begin = record.begin
+        for key, count in zip(keys, rows, strict=True):
+            spec = TensorSpec((count // ranks, *columns), record.spec.dtype)
+            yield key, record._replace(spec=spec, begin=begin)
+            begin += spec.nbytes
+
+    @staticmethod
+    def _misfit(native: str, record: TensorRecord, whole: Box, file: RankFile) -> UserError:
+        return UserError(
+            f"{file.path}: `{native}` is {list(record.spec.shape)}, with config.json the whole tensor is "
+            f"{list(whole)}.",
+            ALL_RANKS,
+        )
+
     def add(self, native: str, record: object, file: RankFile) -> None:
+        """Find the place of a tensor."""
         if not isinstance(record, TensorRecord):
             self._left_out.append(native)
             return
@@ -94,11 +125,7 @@ class _Collector:
         try:
             axis, count = shared_axis(whole, record.spec.shape, self._ranks)
         except ValueError:
-            raise UserError(
-                f"{file.path}: `{native}` is {list(record.spec.shape)}, with config.json the whole tensor is "
-                f"{list(whole)}.",
-                ALL_RANKS,
-            ) from None
+            raise self._misfit(native, record, whole, file) from None
         if not record.contiguous:
             raise damaged(file.path, f"`{native}` does not lie row by row")
         stored = self._native.setdefault(native, Stored(TensorSpec(whole, record.spec.dtype), []))

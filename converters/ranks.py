@@ -58,6 +58,16 @@ AXIS = {
     "linear_fc1.bias": 0,
     "linear_fc2.weight": 1,
     "eh_proj.weight": 0,
+    "in_proj.weight": 0,
+    "conv1d.weight": 0,
+    "conv1d.bias": 0,
+    "self_attention.A_log": 0,
+    "self_attention.dt_bias": 0,
+    "mixer.A_log": 0,
+    "mixer.D": 0,
+    "mixer.dt_bias": 0,
+    "norm.weight": 0,
+    "out_proj.weight": 1,
 }
 
 SPELLINGS = {
@@ -65,18 +75,20 @@ SPELLINGS = {
         names={},
         expert="{tensor}{expert}",
         axis=AXIS,
-        stateful=re.compile(r"(^|\.)(linear_\w+|\w*norm|eh_proj|output_layer)$"),
+        stateful=re.compile(r"(^|\.)(linear_\w+|fc\d_latent_proj|\w+norm|in_proj|out_proj|eh_proj|output_layer)$"),
     ),
     "local": Spelling(
         names={
             "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+            "self_attention.in_proj.layer_norm_": "input_layernorm.",
+            "mixer.in_proj.layer_norm_": "norm.",
             "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
             "self_attention.linear_q_up_proj.layer_norm_": "self_attention.q_layernorm.",
             "self_attention.linear_kv_up_proj.layer_norm_": "self_attention.kv_layernorm.",
         },
         expert="local_experts.{expert}.{tensor}",
         axis={**AXIS, "linear_q_down_proj.weight": 0, "linear_kv_down_proj.weight": 0},
-        stateful=re.compile(r"(^|\.)(linear_\w+|eh_proj|output_layer)$"),
+        stateful=re.compile(r"(^|\.)(linear_\w+|in_proj|out_proj|eh_proj|output_layer)$"),
     ),
 }
 """By the name of the layer spec."""
@@ -226,7 +238,10 @@ class Grid:
 
 
 class Held(NamedTuple):
-    """A tensor of some ranks: the ranks, the whole tensor it is a part of, and which part."""
+    """A tensor of some ranks: the ranks, the whole tensor it is a part of, and which part.
+
+    Several of one name are one tensor of the rank, one below the other.
+    """
 
     name: str
     key: str
@@ -245,7 +260,7 @@ def dealt_out(rules: Mapping[str, Rule], sizes: Sizes, arguments: MegatronArgume
     last = (grid.pipeline - 1, grid.virtual - 1)
     for key, rule in rules.items():
         for position in product(*(range(sizes[name]) for name in rule.stack)):
-            yield from _held(key, dict(zip(rule.stack, position, strict=True)), position, arguments, grid)
+            yield from _held(rule, dict(zip(rule.stack, position, strict=True)), position, arguments, grid)
     if grid.pipeline > 1 and not arguments.untie_embeddings_and_output_weights:
         yield Held(OUTPUT, EMBEDDING, (), *last, None, 0)
     if grid.pipeline > 1 and arguments.mtp_num_layers:
@@ -253,11 +268,11 @@ def dealt_out(rules: Mapping[str, Rule], sizes: Sizes, arguments: MegatronArgume
 
 
 def _held(
-    key: str, numbers: Mapping[str, int], position: Box, arguments: MegatronArguments, grid: Grid
+    rule: Rule, numbers: Mapping[str, int], position: Box, arguments: MegatronArguments, grid: Grid
 ) -> Iterator[Held]:
     spelling = SPELLINGS[grid.spelling]
-    stage, virtual, name = _place(key, numbers.get("layer"), arguments, grid)
-    axis = spelling.axis.get(".".join(key.split(".")[-2:]))
+    stage, virtual, name = _place(rule.whole, numbers.get("layer"), arguments, grid)
+    axis = spelling.axis.get(".".join(rule.whole.split(".")[-2:]))
     for own, theirs in spelling.names.items():
         name = name.replace(own, theirs)
     owner = None
@@ -266,7 +281,7 @@ def _held(
         owner, local = divmod(number, here)
         before, _, tensor = name.rpartition(".experts.")
         name = f"{before}.{spelling.expert.format(expert=local, tensor=tensor)}"
-    yield Held(name, key, position, stage, virtual, owner, axis)
+    yield Held(name, rule.megatron, position, stage, virtual, owner, axis)
 
 
 def _place(key: str, layer: int | None, arguments: MegatronArguments, grid: Grid) -> tuple[int, int, str]:

@@ -196,6 +196,11 @@ class Rule:
         own, source = _placeholders(self.megatron), self.sources[0]
         return tuple(name for name in (*_placeholders(source.name), *source.within) if name not in own)
 
+    @property
+    def whole(self) -> str:
+        """Key of the tensor that a rank has in memory, which may be several parts, in the order of their rules."""
+        return self.megatron.rpartition(".")[0] if self.operation.partial else self.megatron
+
     def apart(self) -> "Rule":
         """The rule whose Megatron tensors are not stacked over layers, but have the layer in their key."""
         return dataclasses.replace(self, megatron=self.megatron.replace(DECODER_LAYERS, DECODER_LAYERS + "{layer}."))

@@ -31,8 +31,8 @@ ABOUT = {"args", "checkpoint_version", "iteration", "num_floating_point_operatio
 """What says something about the model and is no state of the training."""
 MORE = {("_io", "BytesIO"): Opaque}
 """TransformerEngine's `_extra_state` may be one."""
-ENDS = ("embedding.word_embeddings.weight", "decoder.final_layernorm.weight")
-"""What only a stage that is first and last has."""
+FIRST, LAST = "embedding.word_embeddings.weight", ("decoder.final_layernorm.weight", "decoder.final_norm.weight")
+"""What the first stage has, and which of these the last one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def open_ranks(folder: Path) -> list[RankFile]:
     """
     names = {found: path for path in sorted(folder.glob(f"mp_rank_*/{FILE}")) if (found := _numbers(path))}
     files = [_open(numbers, path) for numbers, path in names.items()]
-    whole_model = set(ENDS) <= {name for chunk in files[0].chunks for name in chunk}
+    own = {name for chunk in files[0].chunks for name in chunk}
+    whole_model = FIRST in own and not own.isdisjoint(LAST)
     if whole_model and all(len(numbers) == 2 for numbers in names):
         # The second number is the pipeline's or the experts': here there is no pipeline.
         files = [

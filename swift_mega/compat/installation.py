@@ -38,7 +38,12 @@ def before_megatron() -> tuple[Redirection, ...]:
 def after_megatron() -> tuple[Redirection, ...]:
     """What is replaced in megatron itself."""
     from swift_mega.compat import speed
-    from swift_mega.compat.megatron import WITHOUT_CUDA, WITHOUT_FUSED_ADAM, WITHOUT_TRANSFORMER_ENGINE
+    from swift_mega.compat.megatron import (
+        WITHOUT_CUDA,
+        WITHOUT_FLASH_LINEAR_ATTENTION,
+        WITHOUT_FUSED_ADAM,
+        WITHOUT_TRANSFORMER_ENGINE,
+    )
     from swift_mega.compat.saving import synchronous_saves
 
     without_te = optional.transformer_engine() is not None
@@ -47,6 +52,7 @@ def after_megatron() -> tuple[Redirection, ...]:
         *(() if torch.cuda.is_available() else WITHOUT_CUDA + speed.WITHOUT_CUDA),
         *(WITHOUT_FUSED_ADAM + speed.WITHOUT_FUSED_ADAM if without_fused_adam else ()),
         *(WITHOUT_TRANSFORMER_ENGINE if without_te else ()),
+        *(WITHOUT_FLASH_LINEAR_ATTENTION if importlib.util.find_spec("fla") is None else ()),
         *synchronous_saves(),
     )
 

@@ -16,6 +16,7 @@ from swift_mega.compat.redirection import Redirection, replace
 RANDOM = "megatron.core.tensor_parallel.random"
 MOE_UTILS = "megatron.core.transformer.moe.moe_utils"
 LATENT = "megatron.core.transformer.multi_latent_attention"
+DELTA_NET = "megatron.core.ssm.gated_delta_net"
 DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
 OPTIMIZER = "megatron.core.optimizer"
 DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer"
@@ -179,5 +180,44 @@ WITHOUT_TRANSFORMER_ENGINE = (
         names=(f"{LATENT}.HAVE_TE",),
         apply=_redirect_latent_attention,
         probe=_latent_attention_fits,
+    ),
+)
+
+
+def _unit_vectors(x: torch.Tensor) -> torch.Tensor:
+    """[..., d] → [..., d] of length one, as flash-linear-attention's `l2norm`."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def _redirect_delta_net() -> None:
+    replace(f"{DELTA_NET}.HAVE_FLA", True)
+    replace(f"{DELTA_NET}.l2norm", _unit_vectors)
+    replace(f"{DELTA_NET}.chunk_gated_delta_rule", importlib.import_module(DELTA_NET).torch_chunk_gated_delta_rule)
+
+
+def _delta_net_fits() -> bool:
+    """Of a single token nothing is left but its value, times the product of query and key and one over the root."""
+    net = importlib.import_module(DELTA_NET)
+    one, value = net.l2norm(torch.ones(1, 1, 1, 4)), torch.full((1, 1, 1, 3), 5.0)
+    settings = {"g": torch.zeros(1, 1, 1), "beta": torch.ones(1, 1, 1), "initial_state": None}
+    found, _ = net.chunk_gated_delta_rule(
+        one, one, value, **settings, output_final_state=False, use_qk_l2norm_in_kernel=False
+    )
+    return bool(torch.allclose(found, value / 2))
+
+
+WITHOUT_FLASH_LINEAR_ATTENTION = (
+    Redirection(
+        name="kernels of gated delta nets",
+        library="megatron-core",
+        why="it refuses to build one without flash-linear-attention, though it has the same in torch",
+        names=(
+            f"{DELTA_NET}.HAVE_FLA",
+            f"{DELTA_NET}.chunk_gated_delta_rule",
+            f"{DELTA_NET}.torch_chunk_gated_delta_rule",
+        ),
+        apply=_redirect_delta_net,
+        probe=_delta_net_fits,
     ),
 )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.attention import SelfAttention
@@ -201,3 +201,18 @@ class SelfAttentionWithLocalRotary(SelfAttention):  # type: ignore[misc]
             rotary_pos_emb = self.local_rotary(rotary_pos_emb.size(0) * self.config.context_parallel_size)
         output: tuple[Tensor, Tensor | None] = super().forward(*args, rotary_pos_emb=rotary_pos_emb, **kwargs)
         return output
+
+
+class GatedSelfAttention(SelfAttention):  # type: ignore[misc]
+    """megatron's self attention with an output gate.
+
+    Where several ranks share a key head, megatron cuts the queries down to those of the rank and leaves the gates
+    of all of them, which then do not fit.
+    """
+
+    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries and gates [s, b, h, d], keys and values [s, b, g, d], in megatron's order: q, k, v, gate."""
+        query, key, value, gate = super().get_query_key_value_tensors(*args, **kwargs)
+        here = query.size(2)
+        first = parallel_state.get_tensor_model_parallel_rank() % (gate.size(2) // here) * here
+        return query, key, value, gate[:, :, first : first + here]

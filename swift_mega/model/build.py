@@ -153,6 +153,7 @@ def transformer_config(
         **_architecture(arguments),
         **_experts(arguments, model),
         **_latent_attention(arguments),
+        **_linear_attention(arguments),
         **_parallelism(parallel),
         **_numerics(arguments, precision_of(model.precision)),
         **_recompute(train),
@@ -193,6 +194,7 @@ def _architecture(arguments: MegatronArguments) -> dict[str, Any]:
         "add_bias_linear": arguments.add_bias_linear,
         "add_qkv_bias": arguments.add_qkv_bias,
         "qk_layernorm": arguments.qk_layernorm,
+        "attention_output_gate": arguments.attention_output_gate,
         "window_size": arguments.window_size,
         "window_attn_skip_freq": arguments.window_attn_skip_freq,
     }
@@ -237,6 +239,20 @@ def _latent_attention(arguments: MegatronArguments) -> dict[str, Any]:
         # megatron takes it for the scale of the scores also where nothing is scaled.
         "rotary_scaling_factor": 1.0 if yarn is None else yarn.factor,
         **({} if yarn is None else {name: getattr(yarn, name) for name in YARN}),
+    }
+
+
+def _linear_attention(arguments: MegatronArguments) -> dict[str, Any]:
+    if arguments.linear_attention_freq is None:
+        return {}
+    return {
+        "experimental_attention_variant": "gated_delta_net",
+        "linear_attention_freq": arguments.linear_attention_freq,
+        "linear_conv_kernel_dim": arguments.linear_conv_kernel_dim,
+        "linear_key_head_dim": arguments.linear_key_head_dim,
+        "linear_value_head_dim": arguments.linear_value_head_dim,
+        "linear_num_key_heads": arguments.linear_num_key_heads,
+        "linear_num_value_heads": arguments.linear_num_value_heads,
     }
 
 

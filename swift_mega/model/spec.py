@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.ssm.gated_delta_net import GatedDeltaNetSubmodules
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -16,10 +17,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from converters.config_table import MegatronArguments
+from converters.rules import Layers
 from swift_mega.base.errors import UserError
 from swift_mega.compat import optional
-from swift_mega.model.attention import SDPAAttention, SelfAttentionWithLocalRotary
+from swift_mega.model.attention import GatedSelfAttention, SDPAAttention, SelfAttentionWithLocalRotary
 from swift_mega.model.latent import LatentAttention, LatentNorm
+from swift_mega.model.linear import gated_delta_net
 from swift_mega.model.norm import NORMS, RMSNormOfHeads
 
 
@@ -53,6 +56,7 @@ def _local_only(arguments: MegatronArguments) -> dict[str, bool]:
         "norm over all heads together": arguments.qk_layernorm_whole,
         "soft cap of attention scores": arguments.attention_softcap is not None,
         "second rotary base": arguments.rotary_local_base is not None,
+        "gated delta net whose norm is not stored minus one like the others": bool(arguments.linear_attention_freq),
     }
 
 
@@ -61,10 +65,8 @@ def block_spec(
 ) -> TransformerBlockSubmodules:
     """What `GPTModel` takes as `transformer_layer_spec`, for one virtual pipeline stage."""
     build = _transformer_engine_layer if transformer_impl == "transformer_engine" else _local_layer
-    with_experts = set(arguments.layers("moe"))
-    kinds = {
-        experts: build(arguments, experts) for experts in {layer in with_experts for layer in arguments.layers("all")}
-    }
+    of_layers = [frozenset(kinds) for kinds in arguments.kinds]
+    kinds = {kind: build(arguments, kind) for kind in set(of_layers)}
     for layer in kinds.values():
         _bias_output_projection(arguments, layer)
         _scale_residuals(arguments, layer)
@@ -72,14 +74,19 @@ def block_spec(
     here = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
     # A bare layer spec would bring megatron's own norm at the end of the block.
     return TransformerBlockSubmodules(
-        layer_specs=[kinds[layer in with_experts] for layer in here],
+        layer_specs=[kinds[of_layers[layer]] for layer in here],
         layer_norm=_transformer_engine_norm()
         if transformer_impl == "transformer_engine"
         else NORMS[arguments.normalization],
     )
 
 
-def _transformer_engine_layer(arguments: MegatronArguments, experts: bool) -> ModuleSpec:
+Kinds = frozenset[Layers]
+"""Everything that a layer is."""
+
+
+def _transformer_engine_layer(arguments: MegatronArguments, kinds: Kinds) -> ModuleSpec:
+    experts = "moe" in kinds
     return gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
         num_experts=arguments.num_moe_experts if experts else None,
         moe_grouped_gemm=experts,
@@ -95,8 +102,8 @@ def _transformer_engine_norm() -> type:
     return found
 
 
-def _local_layer(arguments: MegatronArguments, experts: bool) -> ModuleSpec:
-    latent = arguments.kv_lora_rank is not None
+def _local_layer(arguments: MegatronArguments, kinds: Kinds) -> ModuleSpec:
+    latent, experts = arguments.kv_lora_rank is not None, "moe" in kinds
     layer = gpt_layer_specs.get_gpt_layer_local_spec(
         num_experts=arguments.num_moe_experts if experts else None,
         qk_layernorm=arguments.qk_layernorm,
@@ -107,9 +114,12 @@ def _local_layer(arguments: MegatronArguments, experts: bool) -> ModuleSpec:
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = (
         IdentityOp if arguments.norm_placement == "post" else norm
     )
-    layer.submodules.sharded_state_dict_keys_map = _canonical_norms(latent, experts)
+    layer.submodules.sharded_state_dict_keys_map = _canonical_norms(latent, kinds)
     if experts and arguments.add_bias_linear:
         layer.submodules.mlp.submodules.experts.submodules.linear_fc2 = ExpertRowParallelLinear
+    if "linear attention" in kinds:
+        layer.submodules.self_attention = gated_delta_net()
+        return layer
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = _variant(SDPAAttention, softcap=arguments.attention_softcap)
     if latent:
@@ -122,6 +132,8 @@ def _local_layer(arguments: MegatronArguments, experts: bool) -> ModuleSpec:
         attention.q_layernorm = attention.k_layernorm = norm
     if arguments.norm_placement != "pre":
         attention.linear_proj = layer.submodules.mlp.submodules.linear_fc2 = NormedRowParallelLinear
+    if arguments.attention_output_gate:
+        layer.submodules.self_attention.module = GatedSelfAttention
     if arguments.rotary_local_base is not None:
         layer.submodules.self_attention.module = _variant(
             SelfAttentionWithLocalRotary, local_base=arguments.rotary_local_base
@@ -151,15 +163,16 @@ def _scale_residuals(arguments: MegatronArguments, layer: ModuleSpec) -> None:
     layer.submodules.self_attn_bda = layer.submodules.mlp_bda = scaled_bias_dropout_add
 
 
-def _canonical_norms(latent: bool, experts: bool) -> dict[str, str]:
+def _canonical_norms(latent: bool, kinds: Kinds) -> dict[str, str]:
     """Where TransformerEngine's layers keep a norm: in the linear layer behind it, if it is the only one there."""
-    attention = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    projection = "in_proj" if "linear attention" in kinds else "linear_qkv"
+    attention = {"input_layernorm.": f"self_attention.{projection}.layer_norm_"}
     if latent:
         attention = {
             f"self_attention.{what}_layernorm.": f"self_attention.linear_{what}_up_proj.layer_norm_"
             for what in ("q", "kv")
         }
-    return attention | ({} if experts else {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"})
+    return attention | ({} if "moe" in kinds else {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"})
 
 
 def _bias_output_projection(arguments: MegatronArguments, layer: ModuleSpec) -> None:
@@ -167,6 +180,8 @@ def _bias_output_projection(arguments: MegatronArguments, layer: ModuleSpec) -> 
     if not arguments.attention_output_bias or arguments.add_bias_linear:
         return
     attention = layer.submodules.self_attention.submodules
+    if isinstance(attention, GatedDeltaNetSubmodules):
+        return
     if attention.linear_proj is RowParallelLinear:
         attention.linear_proj = BiasedRowParallelLinear
     else:

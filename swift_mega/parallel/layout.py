@@ -121,7 +121,7 @@ def _check_tensor_parallel(parallel: ParallelConfig, arguments: MegatronArgument
 def _misfits(arguments: MegatronArguments, tp: int) -> Iterator[str]:
     """What a TP size cannot divide, as arithmetic."""
     heads, groups, ffn = arguments.num_attention_heads, arguments.num_query_groups, arguments.ffn_hidden_size
-    rows = (heads + 2 * groups) * arguments.kv_channels
+    rows = (heads * (2 if arguments.attention_output_gate else 1) + 2 * groups) * arguments.kv_channels
     latent = (arguments.kv_lora_rank or 0) + (arguments.qk_pos_emb_head_dim or 0)
     if heads % tp:
         yield f"{heads} attention heads / {tp} leaves {heads % tp}"
@@ -134,6 +134,10 @@ def _misfits(arguments: MegatronArguments, tp: int) -> Iterator[str]:
     if (arguments.moe_shared_expert_intermediate_size or 0) % tp:
         shared = arguments.moe_shared_expert_intermediate_size or 0
         yield f"shared expert size {shared} / {tp} leaves {shared % tp}"
+    linear = arguments.linear_attention_freq is not None
+    for what, count in ("key", arguments.linear_num_key_heads or 0), ("value", arguments.linear_num_value_heads or 0):
+        if linear and count % tp:
+            yield f"{count} {what} heads of linear attention / {tp} leaves {count % tp}"
     if groups % tp and tp % groups:
         yield f"{groups} key-value heads and {tp} ranks do not divide one another"
     if rows % tp:

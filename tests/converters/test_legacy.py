@@ -38,6 +38,8 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("deepseek-v3", 2, TP2 | SP),
     ("gemma2", 4, TP2 | PP2),
     ("nemotron-bias", 2, TP2),
+    ("qwen3-next", 4, TP2 | SP | PP2),
+    ("qwen3-next-dense-layers", 2, TP2 | SP),
 ]
 
 TinyModel = Callable[..., Path]

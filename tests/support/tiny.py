@@ -4,10 +4,11 @@ Every one has 4 layers (PP2 × VPP2), 4 heads (TP2) and weights without a patter
 biases not zeros.
 """
 
+from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
-from tests.support import tiny_dense, tiny_moe
+from tests.support import tiny_dense, tiny_hybrid, tiny_moe
 
 SEQUENCE = 16
 """Tokens of the sequences on which logits are compared; longer than the sliding windows here."""
@@ -73,9 +74,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 
 def save(name: str, folder: Path, dtype: str = "float32") -> Path:
     """Make the tiny model `name` and save it as transformers does."""
-    model_type, changes = (
-        TINY | tiny_dense.MODELS | tiny_dense.CONVERTED_ONLY | tiny_moe.MODELS | tiny_moe.CONVERTED_ONLY
-    )[name]
+    others = [models for file in (tiny_dense, tiny_hybrid, tiny_moe) for models in (file.MODELS, file.CONVERTED_ONLY)]
+    model_type, changes = ChainMap(TINY, *others)[name]
     if model_type in tiny_dense.REMOTE:
         _save("llama", changes, name, folder.with_name(f"{folder.name}-llama"), dtype)
         tiny_dense.save_remote(model_type, folder)
