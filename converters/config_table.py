@@ -167,7 +167,8 @@ class MegatronArguments:
     @property
     def homogeneous(self) -> bool:
         """Whether all layers are of one kind: megatron-core stacks their tensors then."""
-        return self.moe_layer_freq is self.linear_attention_freq is self.hybrid_override_pattern is None
+        differing = (self.moe_layer_freq, self.linear_attention_freq, self.hybrid_override_pattern)
+        return all(kinds is None for kinds in differing)
 
     @property
     def kinds(self) -> list[set[Layers]]:

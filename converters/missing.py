@@ -25,7 +25,7 @@ MISSING: dict[str, str] = {
     "latent rope llama3": "latent attention with Llama 3's rotary scaling",
     "latent rope longrope": "latent attention with longrope",
     "yarn untruncated": "YaRN without whole numbers as limits (`truncate` false) in latent attention",
-    "mamba": "Mamba layers, which its MambaModel has",
+    "mamba": "Mamba layers outside its MambaModel, which needs the kernels of mamba-ssm",
     "yarn factor": "YaRN with a factor of its own for queries and keys (attention_factor, mscale_all_dim alone)",
 }
 """Name, as rows of the config table give it → the feature in words."""

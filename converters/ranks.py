@@ -258,7 +258,7 @@ class Held(NamedTuple):
 def dealt_out(rules: Mapping[str, Rule], sizes: Sizes, arguments: MegatronArguments, grid: Grid) -> Iterator[Held]:
     """Every tensor that ranks of `grid` have, in the order of the rules."""
     last = (grid.pipeline - 1, grid.virtual - 1)
-    for key, rule in rules.items():
+    for rule in rules.values():
         for position in product(*(range(sizes[name]) for name in rule.stack)):
             yield from _held(rule, dict(zip(rule.stack, position, strict=True)), position, arguments, grid)
     if grid.pipeline > 1 and not arguments.untie_embeddings_and_output_weights:

@@ -79,7 +79,7 @@ def _interleave_one(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
 
 
 def _interleave_gated(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
-    """The same where each query head has its output gate behind it: a group's query heads, gates, key head, value head."""
+    """The same where each query head has its output gate behind it: a group's query heads, gates, key, value."""
     groups, head = sizes["group"], sizes["head"]
     queries = sizes["heads"] // groups
     return [
@@ -123,9 +123,7 @@ def take(number: int, lengths: Sequence[str], blocks: str = "one") -> Operation:
 
     def segments(rows: Sequence[int], sizes: Sizes) -> list[Segment]:
         parts = [sizes[length] // sizes[blocks] for length in lengths]
-        return [
-            Segment(0, block * sum(parts) + sum(parts[:number]), parts[number]) for block in range(sizes[blocks])
-        ]
+        return [Segment(0, block * sum(parts) + sum(parts[:number]), parts[number]) for block in range(sizes[blocks])]
 
     return Operation("take a part", segments, partial=True)
 

@@ -1,4 +1,7 @@
-"""Mamba 2: layers with a state space in the place of attention and MLP."""
+"""Mamba 2: layers with a state space in the place of attention and MLP.
+
+transformers' gated norm is over all groups together; that of megatron-core's mixer is over each group.
+"""
 
 from dataclasses import dataclass
 from typing import Any

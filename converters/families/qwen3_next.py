@@ -1,4 +1,7 @@
-"""Qwen3-Next: three gated delta nets to each gated attention, experts everywhere, one MTP layer."""
+"""Qwen3-Next: three gated delta nets to each gated attention, experts everywhere, one MTP layer.
+
+All norms have weights stored minus one but for that inside a gated delta net, which stays as it is.
+"""
 
 import dataclasses
 

@@ -20,6 +20,9 @@ STATEFUL = re.compile(
 MTP_ATTENTION = re.compile(r"mtp\..*\.self_attention\.linear_proj")
 """An MTP layer's attention has a state, too, though it has no parameter."""
 
+MAMBA_NORM = "decoder.final_norm.weight"
+"""What only megatron-core's MambaModel has; its output layer has a state, which that of the GPT model keeps back."""
+
 
 def extra_states(tensors: Mapping[str, TensorSpec]) -> dict[str, bytes]:
     """Object key → content, for every module that has tensors here; one for each layer and expert.
@@ -34,6 +37,8 @@ def extra_states(tensors: Mapping[str, TensorSpec]) -> dict[str, bytes]:
             modules.setdefault(module, spec)
         if MTP_ATTENTION.fullmatch(module):
             modules.setdefault(module.replace("linear_proj", "core_attention"), TensorSpec((), spec.dtype))
+        if key == MAMBA_NORM:
+            modules.setdefault("output_layer", TensorSpec((), spec.dtype))
     content = _never_computed_in_fp8()
     return {key: content for module, spec in modules.items() for key in _shards(module, spec)}
 

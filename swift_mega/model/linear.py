@@ -36,7 +36,5 @@ def gated_delta_net() -> ModuleSpec:
     """What stands in the place of a layer's attention."""
     return ModuleSpec(
         module=GatedDeltaNet,
-        submodules=GatedDeltaNetSubmodules(
-            in_proj=ColumnParallelLinear, out_norm=HeadNorm, out_proj=RowParallelLinear
-        ),
+        submodules=GatedDeltaNetSubmodules(in_proj=ColumnParallelLinear, out_norm=HeadNorm, out_proj=RowParallelLinear),
     )

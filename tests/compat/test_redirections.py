@@ -36,7 +36,7 @@ CHANGED = {
     "results of checkpoint writers": "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
     "processes of checkpoint writers": "swift_mega.compat.saving._Opened",
     "TransformerEngine in latent attention": "torch.nn.Linear",
-    "kernels of gated delta nets": "megatron.core.ssm.gated_delta_net.torch_chunk_gated_delta_rule",
+    "kernels of gated delta nets": "megatron.core.ssm.gated_delta_net.chunk_gated_delta_rule",
     "product of the mixture-of-experts router": "megatron.core.transformer.moe.moe_utils.router_gating_linear",
 }
 """Redirection → what a newer library might have changed under it."""

@@ -28,6 +28,7 @@ MTP = "mtp.layers.0."
         (LAYER + "mlp.shared_experts.linear_fc1.weight", (8, 4), ["0_1"]),
         (LAYER + "self_attention.linear_kv_down_proj.weight", (8, 4), ["0_1"]),
         (LAYER + "self_attention.in_proj.weight.query", (8, 4), ["0_1"]),
+        (LAYER + "mlp.fc1_latent_proj.weight", (8, 4), ["0_1"]),
         (LAYER + "mixer.in_proj.layer_norm_weight", (8,), ["0_1"]),
         (MTP + "eh_proj.weight", (8, 4), ["0_1"]),
         (MTP + "transformer_layer.mlp.experts.experts.linear_fc1.weight", (2, 8, 4), ["0_2", "1_2"]),
@@ -51,10 +52,19 @@ def test_a_module_has_one_for_each_layer_and_expert(key: str, shape: tuple[int, 
         LAYER + "self_attention.A_log",
         LAYER + "self_attention.conv1d.weight.query",
         LAYER + "mixer.norm.weight",
+        LAYER + "mixer.conv1d.bias.B",
     ],
 )
 def test_these_modules_have_none(key: str) -> None:
     assert extra_states({key: TensorSpec((4, 4), "bfloat16")}) == {}
+
+
+def test_the_output_layer_of_a_mamba_model_has_one() -> None:
+    tensors = dict.fromkeys(("decoder.final_norm.weight", "output_layer.weight"), TensorSpec((4, 4), "bfloat16"))
+    assert list(extra_states(tensors)) == [
+        "decoder.final_norm._extra_state/shard_0_1",
+        "output_layer._extra_state/shard_0_1",
+    ]
 
 
 def test_the_attention_of_an_mtp_layer_has_one() -> None:

@@ -1,4 +1,4 @@
-"""Megatron's logits and gradients are transformers', and weights return, for the families with experts.
+"""Megatron's logits and gradients are transformers', and weights return, for the families with experts and hybrids.
 
 The fast suite has two layouts, `make test-slow` has all.
 """
@@ -18,7 +18,7 @@ from converters import checkpoint
 from tests.model import cases
 from tests.model.test_gradients import wrong
 from tests.model.test_parity import PP2, SP, TP2, VPP2, expected
-from tests.support import tiny, tiny_moe
+from tests.support import tiny, tiny_hybrid, tiny_moe
 from tests.support.distributed import Workers
 
 TinyModel = Callable[..., Path]
@@ -38,7 +38,7 @@ EVERY = pytest.mark.parametrize(
     ("name", "layout"),
     [
         pytest.param(name, layout, marks=() if layout in FAST else pytest.mark.slow)
-        for name in tiny_moe.MODELS
+        for name in tiny_moe.MODELS | tiny_hybrid.MODELS
         for layout in LAYOUTS
     ],
 )
@@ -92,7 +92,7 @@ def test_gradients(name: str, layout: str, tiny_model: TinyModel, distributed: W
     assert wrong(found, expected_gradients(folder)) == []
 
 
-@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3", "gpt-oss"])
+@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3", "gpt-oss", "qwen3-next"])
 def test_fresh_weights_are_the_same_on_every_layout(
     name: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path
 ) -> None:
@@ -103,4 +103,8 @@ def test_fresh_weights_are_the_same_on_every_layout(
         digests |= set(distributed(cases.random_weights, world_size, tiny_model(name), parallel, target))
     assert len(digests) == 1
     weights = load_file(target / "model.safetensors")
-    assert not any(weights[key].any() for key in weights if key.endswith(("bias", "sinks")))
+    zero = {key for key in weights if key.endswith(("bias", "sinks"))} - {key for key in weights if "dt_bias" in key}
+    assert not any(weights[key].any() for key in zero)
+    decays = [(weights[key], weights[key.replace("A_log", "dt_bias")]) for key in weights if key.endswith("A_log")]
+    assert all(a.exp().min() >= 1 and a.exp().max() <= 16 and a.unique().numel() > 1 for a, _ in decays)
+    assert all((step == 1).all() for _, step in decays)

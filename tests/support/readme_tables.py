@@ -14,14 +14,14 @@ from converters import families as files
 from converters.family import Family
 from converters.missing import MISSING
 from tests.model import test_expert_families, test_parity
-from tests.support import tiny, tiny_dense, tiny_moe
+from tests.support import tiny, tiny_dense, tiny_hybrid, tiny_moe
 
 README = Path(__file__).parents[2] / "README.md"
 
 SUITES: tuple[tuple[dict[str, tuple[str, dict[str, Any]]], Collection[str]], ...] = (
     (tiny.TINY, test_parity.LAYOUTS),
     (tiny_dense.MODELS, test_parity.LAYOUTS),
-    (tiny_moe.MODELS, test_expert_families.LAYOUTS),
+    (tiny_moe.MODELS | tiny_hybrid.MODELS, test_expert_families.LAYOUTS),
 )
 """Tiny models, and the layouts on which their logits and gradients are held against those of transformers."""
 
@@ -57,7 +57,7 @@ def _of(family: Family, models: dict[str, tuple[str, dict[str, Any]]]) -> list[d
 
 
 def _trains(family: Family) -> str:
-    converted_only = _of(family, tiny_dense.CONVERTED_ONLY | tiny_moe.CONVERTED_ONLY)
+    converted_only = _of(family, tiny_dense.CONVERTED_ONLY | tiny_moe.CONVERTED_ONLY | tiny_hybrid.CONVERTED_ONLY)
     missing = [name for config in converted_only for name in family.megatron_arguments(config).missing]
     lacks = "; ".join(MISSING[name] for name in dict.fromkeys(missing))
     if not lacks:

@@ -68,8 +68,11 @@ CONVERTED_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "vocab_size": 101,
             "head_dim": 12,
-            "hybrid_override_pattern": "M-*M-",
+            "hybrid_override_pattern": "M-*EM",
             "num_hidden_layers": 5,
+            "n_routed_experts": 2,
+            "moe_intermediate_size": 12,
+            "moe_shared_expert_intermediate_size": 20,
             "mamba_num_heads": 6,
             "mamba_head_dim": 7,
             "n_groups": 3,
