@@ -44,16 +44,16 @@ class Pattern:
     fields: tuple[str, ...] = ("layers_block_type", "hybrid_override_pattern", "num_hidden_layers")
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
-        named = config.get("layers_block_type")
+        named, pattern = config.get("layers_block_type"), config.get("hybrid_override_pattern")
         letters = {**LETTERS, **{old: LETTERS[new] for old, new in OLD_NAMES.items()}}
-        pattern = config.get("hybrid_override_pattern") if named is None else [letters.get(kind, "?") for kind in named]
-        if not pattern or set(pattern) - set(LETTERS.values()):
+        found = (pattern or "ME*-") if named is None else "".join(letters.get(kind, "?") for kind in named)
+        if not found or set(found) - set(LETTERS.values()):
             raise UserError(
-                f"config.json: layers_block_type={named!r}, "
-                f"hybrid_override_pattern={config.get('hybrid_override_pattern')!r} do not say what each layer is.",
+                f"config.json: layers_block_type={named!r}, hybrid_override_pattern={pattern!r} do not say what each "
+                "layer is.",
                 f"Possible: {', '.join(LETTERS)}, or the letters {' '.join(LETTERS.values())}.",
             )
-        return {"hybrid_override_pattern": "".join(pattern), "num_layers": len(pattern)}
+        return {"hybrid_override_pattern": found, "num_layers": len(found)}
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         names = {letter: name for name, letter in LETTERS.items()}
