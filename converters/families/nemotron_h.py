@@ -86,7 +86,6 @@ FAMILY = Family(
         Only("mlp_bias", False, "megatron-core has a bias on every linear layer or on none of the MLP's"),
         Only("mamba_proj_bias", False, "the projections of megatron-core's Mamba layers have no bias"),
         Only("sliding_window", None, "transformers reads the field and has no window there"),
-        Only("quantization_config", None, "quantised weights are not rows of numbers that can be moved"),
         Same("conv_kernel", "mamba_conv_kernel_dim", default=4),
         Same("ssm_state_size", "mamba_state_dim", default=128),
         Same("mamba_head_dim", "mamba_head_dim", default=64),
