@@ -20,7 +20,7 @@ from typing import NamedTuple
 from converters.config_table import MegatronArguments
 from converters.expert_lora import of_expert
 from converters.family import Family, sizes
-from converters.rules import CONCATENATE, DECODER_LAYERS, INTERLEAVE_GROUPS, Operation, Rule, Segment
+from converters.rules import CONCATENATE, DECODER_LAYERS, INTERLEAVE_GATED, INTERLEAVE_GROUPS, Operation, Rule, Segment
 from converters.space import Box, Placement, Stored
 from converters.tensors import TensorSpec
 
@@ -66,6 +66,7 @@ FACTORS = (
 
 PARTS: dict[Operation, tuple[str, ...]] = {
     INTERLEAVE_GROUPS: ("adapter_q.", "adapter_k.", "adapter_v."),
+    INTERLEAVE_GATED: ("adapter_q.", "adapter_k.", "adapter_v."),
     CONCATENATE: ("adapter_gate.", "adapter_up."),
 }
 """Megatron's names of what it has fused."""
@@ -149,7 +150,7 @@ class Adaptable:
         every = tuple(range(len(rule.sources)))
         if len(every) == 1 and not rule.stack:
             yield rule.megatron, Entry(rule, None, every)
-        if not is_linear(rule):
+        if not is_linear(rule) or rule.operation.partial:
             return
         for factor in FACTORS:
             if len(every) > 1:
@@ -170,7 +171,7 @@ class Adaptable:
 
     def _only(self, name: str) -> Site | None:
         sites = self.sites.get(name, [])
-        return sites[0] if len(sites) == 1 else None
+        return sites[0] if len(sites) == 1 else None  # Megatron has no place for factors of what it has in parts
 
     def place(self, name: str) -> tuple[Site, Factor | None]:
         """The same for a name that Megatron has a place for."""

@@ -55,6 +55,17 @@ def test_there_and_back_is_the_same_file(name: str, adapter: Adapter, tmp_path: 
     assert main(["convert", "verify", str(adapter(name)), str(tmp_path / "alone")]) == 0
 
 
+@pytest.mark.parametrize("tensor", ["in_proj_qkvz.weight", "in_proj_ba.lora_A.weight"])
+def test_what_megatron_has_in_parts_is_not_adapted(tensor: str, adapter: Adapter, tmp_path: Path) -> None:
+    name = f"base_model.model.model.layers.0.linear_attn.{tensor}"
+    shutil.copytree(adapter("gated"), tmp_path / "adapter")
+    shape = (144, 32) if "qkvz" in tensor else (2, 32)
+    tensors = _tensors(adapter("gated")) | {name: torch.ones(shape)}
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"holds what Megatron has no place for: `{name}`"):
+        convert(tmp_path / "adapter", tmp_path / "megatron")
+
+
 def test_only_the_config_of_the_base_is_needed(adapter: Adapter, tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     shutil.copy(adapter("attention").parent / "base" / "config.json", tmp_path / "config")

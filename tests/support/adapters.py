@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support import tiny, tiny_dense, tiny_moe
+from tests.support import tiny, tiny_dense, tiny_hybrid, tiny_moe
 
 Adapter = Callable[[str], Path]
 """Name → folder of the adapter; its base lies beside it."""
@@ -27,6 +27,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bias": ("qwen3-tied", {"target_modules": ["gate_proj", "down_proj"], "r": 2, "lora_bias": True}),
     "in-one": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"], "r": 2}),
+    "gated": ("qwen3-next", {"target_modules": ["q_proj", "v_proj", "o_proj", "out_proj"], "r": 2}),
     "latent": ("deepseek_v3", {"target_modules": ["q_b_proj", "kv_b_proj", "o_proj", "down_proj"], "r": 2}),
     "experts": ("qwen3_moe", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"], "r": 2}),
     "experts-interleaved": (
@@ -54,5 +55,5 @@ def save(name: str, folder: Path) -> Path:
 
 def tiny_name(model: str) -> str:
     """The tiny model of this name, or the first of this family."""
-    known = tiny.TINY | tiny_dense.MODELS | tiny_moe.MODELS
+    known = tiny.TINY | tiny_dense.MODELS | tiny_hybrid.MODELS | tiny_moe.MODELS
     return model if model in known else next(name for name, (family, _) in known.items() if family == model)
