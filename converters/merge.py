@@ -12,11 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from converters.adapters import WEIGHTS, open_tensors
+from converters.adapters import WEIGHTS, is_peft, open_tensors
 from converters.expert_lora import of_expert
 from converters.families._common import EMBEDDING
 from converters.lora import BASE, WEIGHT, Adaptable, Site
-from converters.lora_config import LoraConfig
+from converters.lora_config import CONFIG, LoraConfig
 from converters.rules import DECODER_LAYERS, Segment
 from converters.source import Source
 from converters.space import Box, LowRank, Merge, Placement, Stored, row_major, shared
@@ -71,6 +71,11 @@ def merged(source: Source, folder: Path, dtype: str | None) -> Source:
     Raises:
         UserError: the adapter is of another model, or of a kind that cannot be merged.
     """
+    if not is_peft(folder):
+        raise UserError(
+            f"{folder} has no {CONFIG}: it is no adapter as PEFT saves it.",
+            "Give such a folder; `swift-mega convert ADAPTER FOLDER` makes one of a Megatron checkpoint.",
+        )
     said = LoraConfig(folder)
     said.check_mergeable()
     tensors, form = open_tensors(folder, said, source.family)

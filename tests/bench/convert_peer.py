@@ -1,6 +1,6 @@
 """The usual way to convert, by building the model, ÷ ours: time, and peak memory. Goal: ≥ 4 times, ≥ 20 times.
 
-    python tests/bench/convert_peer.py [--layers 20]
+    python tests/bench/convert_peer.py [--layers 20] [--folder /dev/shm]
 
 The peer ought to be Megatron-Bridge, but it requires TransformerEngine for CUDA 13, mamba-ssm and causal-conv1d,
 which do not install without NVIDIA's compiler. So it is what such tools do, with megatron-core alone and without
@@ -12,6 +12,7 @@ cache and end with the checkpoint on the disk; the checkpoints must hold the sam
 import argparse
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -37,14 +38,16 @@ def main() -> None:
         root = Path(folder)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             nbytes = pool.apply(make_model, (root / "hf", args.layers))
-        for pair in range(PAIRS):
-            ours, theirs = root / f"ours{pair}", root / f"theirs{pair}"
+        for _ in range(PAIRS):
+            ours, theirs = root / "ours", root / "theirs"
             os.sync()
             seconds, peak = run([sys.executable, "-m", "swift_mega", "convert", str(root / "hf"), str(ours)])
             os.sync()
             building = [sys.executable, __file__, "--by-building", str(root / "hf"), str(theirs)]
             seconds_theirs, peak_theirs = run(building)
             run([sys.executable, "-m", "swift_mega", "convert", "verify", str(ours), str(theirs)])
+            shutil.rmtree(ours)
+            shutil.rmtree(theirs)
             times.append(seconds_theirs / seconds)
             peaks.append(peak_theirs / peak)
     times.sort()

@@ -139,6 +139,7 @@ def test_mistakes(adapter: Adapter, tmp_path: Path) -> None:
     assert "works from a certain token on" in refusal(base, changed("attention", alora_invocation_tokens=[1, 2]))
     assert "of peft_type 'VERA'" in refusal(base, changed("attention", peft_type="VERA"))
     assert "The adapter is of another model" in refusal(adapter("every-linear").parent / "base", adapter("attention"))
+    assert "no adapter as PEFT saves it" in refusal(base, base)
     assert "which is no layer of the base" in refusal(base, adapter("latent"))
     assert "is an adapter itself" in refusal(adapter("attention"), adapter("attention"))
     whole = changed("attention", modules_to_save=["embed_tokens"])
