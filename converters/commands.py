@@ -8,6 +8,7 @@ where it stopped when the same command is given again.
 # Read by --help and by the launcher, so without torch until it runs.
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
+    # Read by numpy's BLAS when it is imported. --jobs are the threads; more of its own would only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from converters.convert import DTYPES, Options, convert
     from swift_mega.base.hub import resolve_model
 

@@ -6,6 +6,7 @@ computed once and looked up.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _HOW = {
     CAST: "cast to {dtype}, {name}",
 }
 AT_ONCE = 1 << 18
-"""Bytes that are looked up at a time; what is made of them on the way fits into a cache."""
+"""Numbers that are looked up or computed at a time; what is made of them on the way fits into a cache."""
 
 
 def described(name: str, dtype: str) -> str:
@@ -70,13 +71,20 @@ def _merged(merge: Merge, first: int, rows: int, read: Read) -> np.ndarray:
         return cast(box_of(stored, offset, shape, read), stored.spec.dtype, "float32")
 
     columns = merge.base.spec.shape[1:]
-    weight = floats(merge.base, (first, *(0,) * len(columns)), (rows, *columns))
-    if merge.added is not None:
-        a, b, scale, magnitude = merge.added
-        weight = weight + scale * (floats(b, (first, 0), (rows, a.spec.shape[0])) @ floats(a, (0, 0), a.spec.shape))
-        if magnitude is not None:
-            weight *= (floats(magnitude, (first,), (rows,)) / np.linalg.norm(weight, axis=1))[:, None]
-    return cast(weight, "float32", merge.dtype)
+    found = np.empty((rows, *columns), CARRIER[merge.dtype])
+    a = None if merge.added is None else floats(merge.added.a, (0, 0), merge.added.a.spec.shape)
+    step = max(1, AT_ONCE // math.prod(columns))
+    for row in range(first, first + rows, step):
+        count = min(step, first + rows - row)
+        weight = floats(merge.base, (row, *(0,) * len(columns)), (count, *columns))
+        if merge.added is not None and a is not None:
+            with np.errstate(invalid="ignore", over="ignore"):  # a base may have any bits
+                weight = weight + merge.added.scale * (floats(merge.added.b, (row, 0), (count, len(a))) @ a)
+                if merge.added.magnitude is not None:
+                    length = np.linalg.norm(weight, axis=1)
+                    weight *= (floats(merge.added.magnitude, (row,), (count,)) / length)[:, None]
+        found[row - first :][:count] = cast(weight, "float32", merge.dtype)
+    return found
 
 
 def _decoded(encoding: Encoding, file: Path, first: int, end: int, read: Read) -> np.ndarray:
