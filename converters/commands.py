@@ -10,9 +10,16 @@ where it stopped when the same command is given again.
 import argparse
 import os
 import re
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from converters.command_push import PRIVATE, REPOSITORY
+from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
+
+if TYPE_CHECKING:
+    from swift_mega.base.upload import Repository
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -87,6 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--node-rank", type=int, default=0, metavar="I", help="which of them this is, from 0; they must all see DST"
     )
+    parser.add_argument("--push", metavar="REPO", help=f"upload DST when it is complete: to {REPOSITORY}")
+    parser.add_argument("--private", action="store_true", help=f"of --push: {PRIVATE}")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and what it would cost")
     parser.add_argument("--revision", help="branch, tag or commit of SRC on the hub")
 
@@ -124,9 +133,36 @@ def run(args: argparse.Namespace) -> None:
         node_rank=args.node_rank,
         dry_run=args.dry_run,
     )
+    destination = _destination(args)
     file = Path(args.source).expanduser()
     source = file if file.is_file() else resolve_model(args.source, args.revision)
-    convert(source, args.target, to=args.to, options=options)
+    convert(source, args.target, to="hf" if args.push else args.to, options=options)
+    if destination and not args.dry_run:
+        _push(args, destination)
+
+
+def _destination(args: argparse.Namespace) -> "Repository | None":
+    """Where node 0 uploads to, asked whether it may, before anything is converted."""
+    from swift_mega.base.upload import repository
+
+    if args.private and not args.push:
+        raise UserError("--private is of --push, which is not given.", "Give --push REPO as well, or neither.")
+    if args.push and args.to not in (None, "hf"):
+        raise UserError(f"--push is of a Hugging Face folder, and --to is {args.to}.", "Leave out one of the two.")
+    if not args.push or args.node_rank > 0:
+        return None
+    destination = repository(args.push, args.private)
+    destination.check()
+    return destination
+
+
+def _push(args: argparse.Namespace, destination: "Repository") -> None:
+    again = shlex.join(["swift-mega", "convert", "push", str(args.target), args.push, *["--private"] * args.private])
+    try:
+        say(f"uploaded {args.target} to {destination.send(args.target)}")
+    except UserError as error:
+        done = f"{args.target} is complete, only the upload is not."
+        raise UserError(f"{error.what} {done}", f"{error.fix} Then `{again}`.") from None
 
 
 def parse_size(text: str) -> int:

@@ -173,9 +173,10 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
         if opened.adaptable is not None:
             raise UserError(f"{source} is an adapter itself.", "Give the base model as SRC.")
         opened = merged(opened, options.adapter, options.dtype)
-    if direction == opened.kind == "hf" and not opened.decodes:
+    if direction == "hf" and opened.kind in ("hf", "peft") and not opened.decodes:
         raise UserError(
-            f"{source} is a Hugging Face folder of plain weights already.", f"Leave out --to, or say --to {other}."
+            f"{source} is a {NAMES[opened.kind]} folder of plain weights already.",
+            f"Say --to {other}; `swift-mega convert push` uploads a folder as it is.",
         )
     if opened.adaptable is not None and direction != other:
         raise UserError(

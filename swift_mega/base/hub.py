@@ -59,7 +59,7 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
     hub, repository = _hub_of(name)
     patterns = SMALL_FILES + (WEIGHTS if weights else [])
     cached = hub.cached(repository, revision, patterns)
-    if cached is not None and _is_complete(cached, weights):
+    if cached is not None and is_complete(cached, weights):
         return cached
     return hub.download(repository, revision, patterns)
 
@@ -71,13 +71,18 @@ def check_name(name: str) -> str:
         UserError: it cannot be an id.
     """
     repository = name.removeprefix(MODELSCOPE)
-    parts = repository.split("/")
-    if len(parts) != 2 or not all(map(ID_PART.fullmatch, parts)):
+    if not is_id(repository):
         raise UserError(
             f"`{name}` is neither a folder here nor an id.",
             "Give the path of a folder, `org/name` on Hugging Face, or `ms::org/name` on ModelScope.",
         )
     return repository
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` has the form `owner/name` in which both hubs call their repositories."""
+    parts = name.split("/")
+    return len(parts) == 2 and all(map(ID_PART.fullmatch, parts))
 
 
 def _hub_of(name: str) -> tuple[Hub, str]:
@@ -86,8 +91,8 @@ def _hub_of(name: str) -> tuple[Hub, str]:
     return (ModelScope() if name.startswith(MODELSCOPE) else HuggingFace()), repository
 
 
-def _is_complete(folder: Path, weights: bool) -> bool:
-    """Whether a cached folder has all that is needed: an interrupted download leaves some shards out."""
+def is_complete(folder: Path, weights: bool = True) -> bool:
+    """Whether a folder has all that is needed of a model: an interrupted download leaves some shards out."""
     if not (folder / "config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return False
     if not weights:

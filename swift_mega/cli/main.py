@@ -31,6 +31,7 @@ COMMANDS = {
     "convert diff": Command("converters.command_diff", "say how far apart two checkpoints are"),
     "convert inspect": Command("converters.command_inspect", "show what a checkpoint holds and how it is stored"),
     "convert manifest": Command("converters.command_manifest", "write a hash of every tensor of a model"),
+    "convert push": Command("converters.command_push", "upload a Hugging Face folder to a hub"),
     "data": Command("swift_mega.data.commands", "build and inspect the token files that training reads"),
     "doctor": Command("launch.doctor", "show versions and devices, what is missing and what that costs"),
 }

@@ -257,7 +257,7 @@ def test_other_mistakes(adapter: Adapter, tmp_path: Path) -> None:
             convert(tmp_path / "adapter", tmp_path / "megatron", to=to, options=Options(**options))
         return str(error.value)
 
-    assert "it cannot become --to hf" in refusal(to="hf")
+    assert "is a PEFT adapter folder of plain weights already" in refusal(to="hf")
     assert "it cannot become --to legacy" in refusal(to="legacy")
     other = adapter("every-linear").parent / "base"  # with larger heads
     assert "q_proj.lora_B.weight` has shape [32, 4]; by the base model's config.json it has [64, 4]" in refusal(

@@ -1,15 +1,19 @@
 """The options of `swift-mega convert`."""
 
 import argparse
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 from converters import checkpoint
 from converters.commands import add_arguments, parse_size, run
 from converters.stores.safetensors import open_folder
 from swift_mega.base.errors import UserError
+from swift_mega.cli.main import main
+from tests.support.hub_server import HubServer
 
 
 def call(*words: str | Path) -> None:
@@ -31,6 +35,88 @@ def test_there_and_back(hf_model: Callable[[str], Path], tmp_path: Path) -> None
 def test_padding_must_be_positive(option: str, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{option} is 0"):
         call(hf_model("llama"), tmp_path / "x", option, "0")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A stand-in for Hugging Face on this machine, and the token of somebody who is called `me`."""
+    with HubServer({}).running() as server:
+        server.tokens = {"secret": "me"}
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def megatron(hf_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("push") / "megatron"
+    call(hf_model("qwen2"), folder)
+    return folder
+
+
+def test_pushed(megatron: Path, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(megatron, tmp_path / "hf", "--push", "me/model", "--private")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
+    assert hub.repositories["models/me/model"]["main"] == written
+    assert hub.private == {"models/me/model"}
+    assert f"uploaded {tmp_path / 'hf'} to {hub.url}/me/model" in capsys.readouterr().out
+
+
+def test_a_dry_run_and_another_machine_do_not_push(megatron: Path, hub: HubServer, tmp_path: Path) -> None:
+    call(megatron, tmp_path / "hf", "--push", "me/model", "--dry-run")
+    assert hub.asked == ["GET /api/whoami-v2"]
+    call(megatron, tmp_path / "hf", "--push", "me/model", "--nodes", "2", "--node-rank", "1", "--dry-run")
+    assert hub.asked == ["GET /api/whoami-v2"]
+    assert hub.repositories == {}
+
+
+def test_an_upload_that_fails_is_repeated_alone(megatron: Path, hub: HubServer, tmp_path: Path) -> None:
+    target, hub.storage_is_down = tmp_path / "my hf", True
+    with pytest.raises(UserError, match=r"my hf is complete, only the upload is not") as caught:
+        call(megatron, target, "--push", "me/model")
+    hub.storage_is_down = False
+    command = shlex.split(caught.value.fix.partition("`")[2].rstrip("`."))
+    assert command[:3] == ["swift-mega", "convert", "push"]
+    assert main(command[1:]) == 0
+    assert hub.repositories["models/me/model"]["main"]["config.json"] == (target / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--push", "me/model", "--to", "legacy"], "--push is of a Hugging Face folder, and --to is legacy"),
+        (["--push", "model"], "`model` is not the id of a repository"),
+        (["--private"], "--private is of --push"),
+    ],
+)
+def test_nothing_is_converted_that_cannot_be_pushed(
+    words: list[str], said: str, megatron: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        call(megatron, tmp_path / "target", *words)
+    hub.tokens = {}
+    with pytest.raises(UserError, match="does not let you write to me/model: 401"):
+        call(megatron, tmp_path / "target", "--push", "me/model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hugging_face_folder_is_pushed_as_it_is(
+    hf_model: Callable[[str], Path], hub: HubServer, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="`swift-mega convert push` uploads a folder as it is"):
+        call(hf_model("llama"), tmp_path / "target", "--push", "me/model")
+    assert main(["convert", "push", str(hf_model("llama")), "me/model"]) == 0
+    assert "model.safetensors" in hub.repositories["models/me/model"]["main"]
+
+
+def test_a_folder_that_is_no_model_is_not_pushed(
+    megatron: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "push", str(megatron), "me/model"]) == 2
+    assert "is no complete model in Hugging Face format" in capsys.readouterr().err
+    assert hub.asked == []
 
 
 def test_sizes() -> None:
