@@ -14,7 +14,7 @@ from converters.config_table import MegatronArguments
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.family import sizes
 from converters.key_forms import Part, canonical_space
-from converters.ranks import cuts, first_layers, native_key, part_of, shared_axis, whole_shape
+from converters.ranks import cuts, first_layers, native_key, part_of, shared_axis
 from converters.rules import Rule
 from converters.space import Box, Placement, Space, Stored, row_major
 from converters.stores.legacy import RankFile
@@ -74,7 +74,7 @@ class _Collector:
         self._rules = rules
         self._ranks = 1 + max(file.rank.tensor for file in files)
         own = sizes(arguments, _padded_vocab_size(files, arguments))
-        self._shapes = {key: whole_shape(rule, own) for key, rule in rules.items()}
+        self._shapes = {key: rule.shape(own) for key, rule in rules.items()}
         self._in_parts: dict[str, list[str]] = defaultdict(list)
         for key, rule in rules.items():
             if rule.operation.partial:

@@ -106,8 +106,8 @@ def layers_with_experts(experts: list[int]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Normalised:
-    """Whether the weights of a token's experts are made to add up to one, after a softmax over all experts."""
+class _SumOfWeights:
+    """Whether the weights of a token's experts are made to add up to one."""
 
     default: bool | None
     """None: they always are; no field says it."""
@@ -117,35 +117,34 @@ class Normalised:
     def fields(self) -> tuple[str, ...]:
         return () if self.default is None else (self.field,)
 
+    def is_one(self, config: Config) -> bool:
+        return self.default is None or bool(config.get(self.field, self.default))
+
+    def said(self, is_one: bool) -> Config:
+        return {} if self.default is None else {self.field: is_one}
+
+
+class Normalised(_SumOfWeights):
+    """The weights are a softmax over all experts."""
+
     def to_megatron(self, config: Config) -> dict[str, Any]:
-        normalised = True if self.default is None else config.get(self.field, self.default)
-        alone = normalised and config.get("num_experts_per_tok") == 1
-        return {"moe_router_pre_softmax": not normalised} | ({"missing": ("weight one",)} if alone else {})
+        alone = self.is_one(config) and config.get("num_experts_per_tok") == 1
+        return {"moe_router_pre_softmax": not self.is_one(config)} | ({"missing": ("weight one",)} if alone else {})
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
-        return {} if self.default is None else {self.field: not arguments.moe_router_pre_softmax}
+        return self.said(not arguments.moe_router_pre_softmax)
 
 
-@dataclass(frozen=True)
-class NormalisedSigmoid:
+class NormalisedSigmoid(_SumOfWeights):
     """Scores are sigmoids; megatron-core makes those of a token's experts add up to one, always."""
 
-    default: bool | None
-    """None: no field says it."""
-    field: str = "norm_topk_prob"
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return () if self.default is None else (self.field,)
-
     def to_megatron(self, config: Config) -> dict[str, Any]:
-        normalised = True if self.default is None else config.get(self.field, self.default)
         # Of one expert alone megatron-core takes the score as it is.
-        possible = normalised == (config.get("num_experts_per_tok") != 1)
+        possible = self.is_one(config) == (config.get("num_experts_per_tok") != 1)
         return {"moe_router_score_function": "sigmoid"} | ({} if possible else {"missing": ("sigmoid sum",)})
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
-        return {} if self.default is None else {self.field: arguments.moe_router_topk != 1}
+        return self.said(arguments.moe_router_topk != 1)
 
 
 @dataclass(frozen=True)

@@ -127,12 +127,6 @@ def first_layers(runs: Sequence[Sequence[int]]) -> dict[tuple[int, int], int]:
     return found
 
 
-def whole_shape(rule: Rule, sizes: Sizes) -> Box:
-    """Shape of a rule's Megatron tensor."""
-    rows = sum(segment.rows for segment in rule.segments(sizes))
-    return (*(sizes[name] for name in rule.stack), rows, *rule.matrix(rule.sources[0], sizes)[1:])
-
-
 class Cut(NamedTuple):
     """A box of a whole tensor that lies in a row of a rank's tensor."""
 

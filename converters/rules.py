@@ -230,6 +230,11 @@ class Rule:
             inverse(segments, rows)
         return segments
 
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """Of the whole Megatron tensor: the axes that are stacked, rows, the other axes."""
+        rows = sum(segment.rows for segment in self.segments(sizes))
+        return (*(sizes[name] for name in self.stack), rows, *self.matrix(self.sources[0], sizes)[1:])
+
 
 def check_parts(rules: Iterable[Rule], sizes: Sizes) -> None:
     """Whether rules that take parts of a tensor take all of it together, each row once.

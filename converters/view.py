@@ -202,9 +202,6 @@ class MegatronView:
 
     def _spec(self, rule: Rule) -> TensorSpec:
         """Global shape and the one dtype of all the tensors a Megatron tensor is made of."""
-        columns = rule.matrix(rule.sources[0], self._sizes)[1:]
-        rows = sum(segment.rows for segment in self._maps[rule.megatron])
-        stack = tuple(self._sizes[name] for name in rule.stack)
         names = [name for source in rule.sources for name in source.names(self._sizes)]
         dtypes = {self.store.tensors[name].dtype: name for name in names}
         if len(dtypes) > 1:
@@ -213,7 +210,7 @@ class MegatronView:
                 f"`{rule.megatron}` is made of tensors of different dtypes: {found}.",
                 "Cast the source to one dtype first (`model.to(dtype).save_pretrained(folder)`).",
             )
-        return TensorSpec((*stack, rows, *columns), next(iter(dtypes)))
+        return TensorSpec(rule.shape(self._sizes), next(iter(dtypes)))
 
 
 def _turned(box: tuple[T, ...], turned: bool) -> tuple[T, ...]:

@@ -6,7 +6,9 @@ most families write one tensor for each expert.
 
 import dataclasses
 
+from converters.config_table import Fixed, Row, Same
 from converters.families._common import MLP, MLP_NORM, norm
+from converters.moe_table import ExpertScale, FirstLayersDense, Groups, NormalisedSigmoid, SharedExperts, Spelled
 from converters.rules import CONCATENATE, Rule, hf
 
 _MEGATRON = "decoder.layers.mlp."
@@ -106,4 +108,33 @@ def shared_gate() -> Rule:
         _MEGATRON + "shared_experts.gate_weight",
         (hf("model.layers.{layer}.mlp.shared_expert_gate.weight", "one", "hidden"),),
         layers="moe",
+    )
+
+
+DEEPSEEK_MLP: tuple[Rule, ...] = (
+    *DENSE_LAYERS,
+    MOE_NORM,
+    router(),
+    expert_bias("model.layers.{layer}.mlp.gate.e_score_correction_bias"),
+    *experts(),
+    *shared_experts("shared_experts"),
+)
+"""Of DeepSeek-V3 and those that took it over: sigmoid scores with a bias for each expert, and shared experts."""
+
+
+def deepseek_config(
+    *, experts: int, size: int, dense_layers: int, groups: int, best_groups: int, scale: float
+) -> tuple[Row, ...]:
+    """What their config.json says of experts and MTP layers, each with the default of one architecture."""
+    return (
+        Spelled(("n_routed_experts", "num_local_experts"), "num_moe_experts", default=experts),
+        Same("moe_intermediate_size", "moe_ffn_hidden_size", default=size),
+        Same("num_experts_per_tok", "moe_router_topk", default=8),
+        SharedExperts(default=1, size_default=size),
+        FirstLayersDense(default=dense_layers),
+        NormalisedSigmoid(default=True),
+        Groups(groups=groups, best=best_groups, ranked_by=2),
+        ExpertScale(default=scale),
+        Spelled(("num_nextn_predict_layers", "num_mtp_layers"), "mtp_num_layers", default=1),
+        Fixed({"moe_router_enable_expert_bias": True}),
     )

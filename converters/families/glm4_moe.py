@@ -1,6 +1,6 @@
 """GLM-4.5 and 4.6: DeepSeek-V3's experts and MTP layer behind grouped-query attention that rotates half of a head."""
 
-from converters.config_table import Fixed, HeadSize, KeyValueHeads, Same
+from converters.config_table import HeadSize, KeyValueHeads, Same
 from converters.families._common import (
     ATTENTION,
     ATTENTION_NORM,
@@ -12,17 +12,9 @@ from converters.families._common import (
     changed,
     norm,
 )
-from converters.families._moe import DENSE_LAYERS, MOE_NORM, expert_bias, experts, router, shared_experts
+from converters.families._moe import DEEPSEEK_MLP, deepseek_config
 from converters.families._mtp import MTP_COPIES, mtp
 from converters.family import Family
-from converters.moe_table import (
-    ExpertScale,
-    FirstLayersDense,
-    Groups,
-    NormalisedSigmoid,
-    SharedExperts,
-    Spelled,
-)
 from converters.rope_table import Rope
 
 _LAYER = (
@@ -30,12 +22,7 @@ _LAYER = (
     *ATTENTION,
     QKV_BIAS,
     *QK_NORM,
-    *DENSE_LAYERS,
-    MOE_NORM,
-    router(),
-    expert_bias("model.layers.{layer}.mlp.gate.e_score_correction_bias"),
-    *experts(),
-    *shared_experts("shared_experts"),
+    *DEEPSEEK_MLP,
 )
 
 FAMILY = Family(
@@ -47,16 +34,7 @@ FAMILY = Family(
         KeyValueHeads(default=8),
         Same("attention_bias", "add_qkv_bias", default=False),
         Same("use_qk_norm", "qk_layernorm", default=False),
-        Spelled(("n_routed_experts", "num_local_experts"), "num_moe_experts", default=128),
-        Same("moe_intermediate_size", "moe_ffn_hidden_size", default=1408),
-        Same("num_experts_per_tok", "moe_router_topk", default=8),
-        SharedExperts(default=1, size_default=1408),
-        FirstLayersDense(default=1),
-        NormalisedSigmoid(default=True),
-        Groups(groups=1, best=1, ranked_by=2),
-        ExpertScale(default=1.0),
-        Spelled(("num_nextn_predict_layers", "num_mtp_layers"), "mtp_num_layers", default=1),
-        Fixed({"moe_router_enable_expert_bias": True}),
+        *deepseek_config(experts=128, size=1408, dense_layers=1, groups=1, best_groups=1, scale=1.0),
     ),
     rules=(*EMBEDDINGS, *_LAYER),
     mtp=mtp(_LAYER),

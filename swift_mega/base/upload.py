@@ -73,7 +73,7 @@ class HuggingFace:
         from huggingface_hub import HfApi, constants
 
         if constants.HF_HUB_OFFLINE:
-            raise UserError(f"{self.name} cannot be uploaded to: HF_HUB_OFFLINE is set.", "Unset it.")
+            raise UserError(f"{self.name} cannot be uploaded to: HF_HUB_OFFLINE is set.", "Unset it, or upload later.")
         with self._explained():
             access = HfApi().whoami().get("auth", {}).get("accessToken", {})
         if access.get("role") == "read":
@@ -153,7 +153,7 @@ class ModelScope:
         try:
             yield
         except (errors.AuthenticationError, errors.PermissionDeniedError, errors.NotExistError) as error:
-            raise _refused(self, error.message) from None
+            raise _refused(self, error.message.rstrip(".")) from None
         except errors.NetworkError as error:
             raise _unreachable(self, self.endpoint, error) from None
         except (errors.HubError, OSError, RuntimeError) as error:  # RuntimeError: the client gave up

@@ -19,6 +19,7 @@ from converters.view import MegatronView
 from swift_mega.base.errors import UserError
 from tests.support import tiny_dense
 
+from .both_ways import assert_config_goes_both_ways
 from .conftest import BASE
 from .reshape import llama_named, load, reshaped
 
@@ -28,20 +29,7 @@ MODELS = tiny_dense.MODELS | tiny_dense.CONVERTED_ONLY
 
 @pytest.mark.parametrize("name", MODELS)
 def test_config_goes_both_ways(name: str, tiny_model: TinyModel) -> None:
-    config = checkpoint.read_config(tiny_model(name))
-    family = family_of(config)
-    there = family.megatron_arguments(config)
-    assert family.hf_config(there, config) == config
-    if there.missing:
-        with pytest.raises(UserError, match="cannot be written as this architecture"):
-            family.hf_config(there)
-        return
-    alone = family.hf_config(there)
-    assert family.megatron_arguments(alone) == there
-    if family.name in transformers.CONFIG_MAPPING:
-        # transformers must read what was written as the same model.
-        ours = transformers.CONFIG_MAPPING[family.name](**alone)
-        assert family.megatron_arguments(json.loads(ours.to_json_string(use_diff=False))) == there
+    assert_config_goes_both_ways(tiny_model(name))
 
 
 @pytest.mark.parametrize("name", MODELS)

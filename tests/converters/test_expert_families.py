@@ -1,6 +1,5 @@
 """The families with experts: their config and their tensors, both ways, in all the forms that folders have."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import save_file
 
 from converters import checkpoint
@@ -22,6 +20,7 @@ from converters.view import MegatronView
 from swift_mega.base.errors import UserError
 from tests.support import tiny_moe
 
+from .both_ways import assert_config_goes_both_ways
 from .reshape import load
 from .test_convert import assert_same_model
 from .test_view import boxed, source_of
@@ -55,19 +54,7 @@ def changed(folder: Path, target: Path, edit: Callable[[Tensors], Tensors]) -> P
 
 @pytest.mark.parametrize("name", ALL)
 def test_config_goes_both_ways(name: str, tiny_model: TinyModel) -> None:
-    config = checkpoint.read_config(tiny_model(name))
-    family = family_of(config)
-    there = family.megatron_arguments(config)
-    assert family.hf_config(there, config) == config
-    if there.missing:
-        with pytest.raises(UserError, match="cannot be written as this architecture"):
-            family.hf_config(there)
-        return
-    alone = family.hf_config(there)
-    assert family.megatron_arguments(alone) == there
-    # transformers must read what was written as the same model.
-    ours = transformers.CONFIG_MAPPING[family.name](**alone)
-    assert family.megatron_arguments(json.loads(ours.to_json_string(use_diff=False))) == there
+    assert_config_goes_both_ways(tiny_model(name))
 
 
 @pytest.mark.parametrize("name", tiny_moe.CONVERTED_ONLY)

@@ -1,6 +1,5 @@
 """The families whose layers are not all of one kind: config, tensors, keys, and what megatron-core itself stores."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from converters.stores.torch_dist import open_checkpoint
 from swift_mega.base.errors import UserError
 from tests.support import tiny_hybrid
 
+from .both_ways import assert_config_goes_both_ways
 from .mamba_without_kernels import mamba_model
 from .reshape import load
 from .test_convert import assert_same_model
@@ -34,18 +34,7 @@ MAMBA = tuple(tiny_hybrid.CONVERTED_ONLY)
 
 @pytest.mark.parametrize("name", ALL)
 def test_config_goes_both_ways(name: str, tiny_model: TinyModel) -> None:
-    config = checkpoint.read_config(tiny_model(name))
-    family = family_of(config)
-    there = family.megatron_arguments(config)
-    assert family.hf_config(there, config) == config
-    if there.missing:
-        with pytest.raises(UserError, match="cannot be written as this architecture"):
-            family.hf_config(there)
-        return
-    alone = family.hf_config(there)
-    assert family.megatron_arguments(alone) == there
-    ours = transformers.CONFIG_MAPPING[family.name](**alone)
-    assert family.megatron_arguments(json.loads(ours.to_json_string(use_diff=False))) == there
+    assert_config_goes_both_ways(tiny_model(name))
 
 
 @pytest.mark.parametrize("name", MAMBA)

@@ -3,7 +3,6 @@
 The fast suite has the smallest and the largest layout, `make test-slow` has all.
 """
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from converters import checkpoint
 from converters.family import family_of
@@ -19,8 +17,7 @@ from swift_mega.base.errors import UserError
 from swift_mega.model import spec
 from swift_mega.model.logits import transformers_logits
 from tests.model import cases
-from tests.model.test_gradients import wrong
-from tests.model.test_parity import LAYOUTS
+from tests.model.parity import LAYOUTS, assert_gradients_equal, assert_logits_equal_and_weights_return, expected
 from tests.support import tiny, tiny_dense
 from tests.support.distributed import Failed, Workers
 
@@ -39,52 +36,16 @@ def every(*fast: str) -> pytest.MarkDecorator:
     )
 
 
-@functools.cache
-def expected(folder: Path) -> tuple[Tensor, Tensor]:
-    """Token ids and transformers' logits."""
-    tokens = tiny.tokens(checkpoint.read_config(folder)["vocab_size"])
-    return tokens, transformers_logits(tiny_dense.reference(folder), tokens)
-
-
 @every("TP1", "TP2xPP2")
 def test_logits_equal_and_weights_return(
     name: str, layout: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path
 ) -> None:
-    folder = tiny_model(name)
-    tokens, wanted = expected(folder)
-    world_size, parallel = LAYOUTS[layout]
-    results = distributed(cases.logits_and_round_trip, world_size, folder, parallel, tokens, tmp_path / "back")
-    for logits, digest in results:
-        assert (logits - wanted).abs().max() <= 1e-4
-        assert digest == cases.digest(folder)
-
-
-@functools.cache
-def expected_gradients(folder: Path) -> dict[str, Tensor]:
-    """transformers' gradient of the mean loss of the same tokens, by name."""
-    from transformers import AutoModelForCausalLM
-
-    config = checkpoint.read_config(folder)
-    tokens = tiny.tokens(config["vocab_size"])
-    reference = tiny_dense.reference(folder)
-    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32, attn_implementation="eager")
-    logits = model(tokens).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.roll(-1, dims=1).flatten()).backward()
-    found = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
-    if config["model_type"] == "internlm2":
-        return tiny_dense.internlm2_tensors(found, config["num_key_value_heads"])
-    return found
+    assert_logits_equal_and_weights_return(tiny_model(name), LAYOUTS[layout], distributed, tmp_path / "back")
 
 
 @every("TP2xPP2")
 def test_gradients(name: str, layout: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path) -> None:
-    folder = tiny_model(name)
-    world_size, parallel = LAYOUTS[layout]
-    tokens = tiny.tokens(checkpoint.read_config(folder)["vocab_size"])
-    distributed(cases.gradients, world_size, folder, parallel, tokens, tmp_path / "gradients")
-    found = load_file(tmp_path / "gradients" / "model.safetensors")
-    assert set(found) == set(expected_gradients(folder))
-    assert wrong(found, expected_gradients(folder)) == []
+    assert_gradients_equal(tiny_model(name), LAYOUTS[layout], distributed, tmp_path / "gradients")
 
 
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -3,28 +3,29 @@
 The fast suite has two layouts, `make test-slow` has all.
 """
 
-import functools
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from converters import checkpoint
 from tests.model import cases
-from tests.model.test_gradients import wrong
-from tests.model.test_parity import PP2, SP, TP2, VPP2, expected
-from tests.support import tiny, tiny_hybrid, tiny_moe
+from tests.model.parity import (
+    PP2,
+    SP,
+    TP2,
+    VPP2,
+    Layout,
+    assert_gradients_equal,
+    assert_logits_equal_and_weights_return,
+)
+from tests.support import tiny_hybrid, tiny_moe
 from tests.support.distributed import Workers
 
 TinyModel = Callable[..., Path]
 
 EP2 = {"expert_model_parallel_size": 2}
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+LAYOUTS: dict[str, Layout] = {
     "TP1": (1, {}),
     "TP2+SP": (2, TP2 | SP),
     "PP2": (2, PP2),
@@ -44,7 +45,7 @@ EVERY = pytest.mark.parametrize(
 )
 
 
-def layout_of(name: str, layout: str) -> tuple[int, dict[str, Any]]:
+def layout_of(name: str, layout: str) -> Layout:
     """Ranks and sizes of a layout for the model `name`. Experts with biases are not split, but spread."""
     world_size, parallel = LAYOUTS[layout]
     spread = name.startswith("gpt-oss") and "tensor_model_parallel_size" in parallel
@@ -55,41 +56,12 @@ def layout_of(name: str, layout: str) -> tuple[int, dict[str, Any]]:
 def test_logits_equal_and_weights_return(
     name: str, layout: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path
 ) -> None:
-    folder = tiny_model(name)
-    tokens, wanted = expected(folder)
-    world_size, parallel = layout_of(name, layout)
-    results = distributed(cases.logits_and_round_trip, world_size, folder, parallel, tokens, tmp_path / "back")
-    for logits, digest in results:
-        assert (logits - wanted).abs().max() <= 1e-4
-        assert digest == cases.digest(folder)
-
-
-@functools.cache
-def expected_gradients(folder: Path) -> dict[str, Tensor]:
-    """transformers' gradient of the mean loss of the same tokens, under the names of the files' tensors."""
-    from transformers import AutoModelForCausalLM
-
-    tokens = tiny.tokens(checkpoint.read_config(folder)["vocab_size"])
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logits = model(tokens).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.roll(-1, dims=1).flatten()).backward()
-    with tempfile.TemporaryDirectory() as saved:
-        with torch.no_grad():
-            for param in model.parameters():
-                param.copy_(param.grad)
-        model.save_pretrained(saved)
-        return {name: tensor.clone() for name, tensor in load_file(Path(saved) / "model.safetensors").items()}
+    assert_logits_equal_and_weights_return(tiny_model(name), layout_of(name, layout), distributed, tmp_path / "back")
 
 
 @EVERY
 def test_gradients(name: str, layout: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path) -> None:
-    folder = tiny_model(name)
-    world_size, parallel = layout_of(name, layout)
-    tokens = tiny.tokens(checkpoint.read_config(folder)["vocab_size"])
-    distributed(cases.gradients, world_size, folder, parallel, tokens, tmp_path / "gradients")
-    found = load_file(tmp_path / "gradients" / "model.safetensors")
-    assert set(found) == set(expected_gradients(folder))
-    assert wrong(found, expected_gradients(folder)) == []
+    assert_gradients_equal(tiny_model(name), layout_of(name, layout), distributed, tmp_path / "gradients")
 
 
 @pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3", "gpt-oss", "qwen3-next"])

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.model import cases
-from tests.model.test_parity import LAYOUTS
+from tests.model.parity import LAYOUTS
 from tests.support.distributed import Workers
 
 TinyModel = Callable[..., Path]

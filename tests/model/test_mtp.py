@@ -12,7 +12,7 @@ from swift_mega.model.config import ModelConfig
 from swift_mega.model.mtp import check_mtp
 from tests.converters.test_expert_families import changed, with_mtp
 from tests.model import cases
-from tests.model.test_parity import expected
+from tests.model.parity import expected
 from tests.support.distributed import Failed, Workers
 
 TinyModel = Callable[..., Path]

@@ -1,42 +1,19 @@
 """Megatron's logits are transformers', and weights come back byte for byte, for every family on every layout."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from converters import checkpoint
 from swift_mega.model.logits import transformers_logits
 from tests.model import cases
+from tests.model.parity import LAYOUTS, TP2, assert_logits_equal_and_weights_return, expected
 from tests.support import tiny
 from tests.support.distributed import Workers
 
-TP2 = {"tensor_model_parallel_size": 2}
-SP = {"sequence_parallel": True}
-PP2 = {"pipeline_model_parallel_size": 2}
-VPP2 = {"virtual_pipeline_model_parallel_size": 2}
-
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "TP1": (1, {}),
-    "TP2": (2, TP2),
-    "TP2+SP": (2, TP2 | SP),
-    "PP2": (2, PP2),
-    "PP2xVPP2": (2, PP2 | VPP2),
-    "TP2xPP2": (4, TP2 | PP2),
-}
-
 TinyModel = Callable[..., Path]
-
-
-@functools.cache
-def expected(folder: Path) -> tuple[Tensor, Tensor]:
-    """Token ids and transformers' logits."""
-    tokens = tiny.tokens(checkpoint.read_config(folder)["vocab_size"])
-    return tokens, transformers_logits(folder, tokens)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -44,13 +21,7 @@ def expected(folder: Path) -> tuple[Tensor, Tensor]:
 def test_logits_equal_and_weights_return(
     name: str, layout: str, tiny_model: TinyModel, distributed: Workers, tmp_path: Path
 ) -> None:
-    folder = tiny_model(name)
-    tokens, wanted = expected(folder)
-    world_size, parallel = LAYOUTS[layout]
-    results = distributed(cases.logits_and_round_trip, world_size, folder, parallel, tokens, tmp_path / "back")
-    for logits, digest in results:
-        assert (logits - wanted).abs().max() <= 1e-4
-        assert digest == cases.digest(folder)
+    assert_logits_equal_and_weights_return(tiny_model(name), LAYOUTS[layout], distributed, tmp_path / "back")
 
 
 @pytest.mark.parametrize("layout", ["TP2", "PP2", "TP2xPP2"])

@@ -13,14 +13,14 @@ from typing import Any
 from converters import families as files
 from converters.family import Family
 from converters.missing import MISSING
-from tests.model import test_expert_families, test_parity
+from tests.model import parity, test_expert_families
 from tests.support import tiny, tiny_dense, tiny_hybrid, tiny_moe
 
 README = Path(__file__).parents[2] / "README.md"
 
 SUITES: tuple[tuple[dict[str, tuple[str, dict[str, Any]]], Collection[str]], ...] = (
-    (tiny.TINY, test_parity.LAYOUTS),
-    (tiny_dense.MODELS, test_parity.LAYOUTS),
+    (tiny.TINY, parity.LAYOUTS),
+    (tiny_dense.MODELS, parity.LAYOUTS),
     (tiny_moe.MODELS | tiny_hybrid.MODELS, test_expert_families.LAYOUTS),
 )
 """Tiny models, and the layouts on which their logits and gradients are held against those of transformers."""
