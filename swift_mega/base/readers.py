@@ -30,6 +30,7 @@ import msgspec
 
 from swift_mega.base.console import counted
 from swift_mega.base.errors import UserError
+from swift_mega.base.hub import is_id, load_dataset
 from swift_mega.base.reading import read_errors_are_the_users
 
 CHUNK_BYTES = 1 << 19
@@ -96,7 +97,7 @@ class Chunk:
         source: file or data set, for messages.
         first: number of the first row, from 1.
         kind: `json`: each row is an object that has the text under a key; `text`: each row is a text.
-        rows: UTF-8 bytes of each row; None where a column holds null. One `bytes` object is lines not yet cut apart.
+        rows: UTF-8 bytes of each row; None where a column holds null. One `bytes` object is lines, with their ends.
         size: bytes of the source that were read for it.
     """
 
@@ -122,7 +123,7 @@ class Source(Protocol):
 
 def texts(chunk: Chunk, text_key: str) -> Iterator[Text | BadRow]:
     """Every row of `chunk` as a text or a bad row. Blank lines of a JSONL file are no rows."""
-    rows = chunk.rows.replace(b"\r\n", b"\n").split(b"\n") if isinstance(chunk.rows, bytes) else chunk.rows
+    rows = _lines(chunk.rows) if isinstance(chunk.rows, bytes) else chunk.rows
     decode = _text if chunk.kind == "text" else functools.partial(_json_text, key=text_key)
     for number, row in enumerate(rows, chunk.first):
         if chunk.kind == "json" and row is not None and not row.strip():
@@ -132,6 +133,10 @@ def texts(chunk: Chunk, text_key: str) -> Iterator[Text | BadRow]:
             yield Text(decode(row), where)
         except Unreadable as error:
             yield BadRow(str(error), where)
+
+
+def _lines(rows: bytes) -> list[bytes]:
+    return rows.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
 
 
 def _text(row: bytes | None) -> str:
@@ -185,7 +190,7 @@ def no_key(key: str) -> str:
 
 def first_keys(chunk: Chunk) -> list[str]:
     """The keys of the first row of a chunk of JSON objects."""
-    rows = chunk.rows.split(b"\n") if isinstance(chunk.rows, bytes) else chunk.rows
+    rows = _lines(chunk.rows) if isinstance(chunk.rows, bytes) else chunk.rows
     first = next(row for row in rows if row and row.strip())
     return list(json.loads(first))
 
@@ -250,7 +255,7 @@ def find_files(name: str) -> list[Path] | None:
         found = sorted(file for file in path.rglob("*") if _is_input(file.relative_to(path)) and file.is_file())
     elif any(character in name for character in "*?["):
         found = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
-    elif name.startswith("ms::") or (name.count("/") == 1 and not path.suffix and name[0] not in "./~"):
+    elif name.startswith("ms::") or (is_id(name) and not path.suffix[1:].isalpha()):  # `org/texts-1.0` is an id
         return None
     else:
         found = []
@@ -356,7 +361,7 @@ class LinesFile(_File):
     def chunks(self) -> Iterator[Chunk]:
         first = 1
         for block, size in self._blocks(CHUNK_BYTES):
-            yield Chunk(self.name, first, self.kind, block.removesuffix(b"\n"), size)
+            yield Chunk(self.name, first, self.kind, block, size)
             first += block.count(b"\n")
 
 
@@ -419,8 +424,6 @@ class HubDataset:
     """A data set on Hugging Face (`org/name`) or ModelScope (`ms::org/name`)."""
 
     def __init__(self, name: str, column: str, subset: str | None, split: str) -> None:
-        from swift_mega.base.hub import load_dataset
-
         self.name = f"{name}:{subset}/{split}" if subset else f"{name}:{split}"
         self.column = column
         self._dataset = load_dataset(name, subset, split)
@@ -440,7 +443,9 @@ class HubDataset:
     def sha256(self) -> str:
         digest = hashlib.sha256()
         for path in self._files:
-            digest.update(path.read_bytes())
+            with path.open("rb") as file:
+                while block := file.read(CHUNK_BYTES):
+                    digest.update(block)
         return digest.hexdigest()
 
 

@@ -75,7 +75,12 @@ def _add_build(commands: Any) -> None:
         default="auto",
         help="auto (default): gigatoken where it is installed and gives the same ids on a sample, else tokenizers",
     )
-    how.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the tokenizer")
+    _add_trust(how)
+
+
+def _add_trust(parser: Any) -> None:
+    text = "run Python code that comes with the tokenizer"
+    parser.add_argument("--trust-remote-code", action="store_true", help=text)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -87,6 +92,7 @@ def _add_inspect(commands: Any) -> None:
     inspect.add_argument("prefix", metavar="PREFIX", help="path of the files, without .bin")
     inspect.add_argument("--tokenizer", metavar="FOLDER", help="to show text (default: the one in the manifest)")
     inspect.add_argument("--document", type=int, default=0, metavar="N", help="document to show (default: 0)")
+    _add_trust(inspect)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -98,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     if args.action == "inspect":
         from swift_mega.data.summary import summarize
 
-        summarize(args.prefix, args.tokenizer, args.document)
+        summarize(args.prefix, args.tokenizer, args.document, trust_remote_code=args.trust_remote_code)
         return
     from swift_mega.data.build import BuildOptions, build
 

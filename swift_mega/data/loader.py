@@ -38,7 +38,7 @@ class Loader(Iterator[Sample]):
 
     Yields:
         tokens, labels, position_ids: int64 `[micro_batch_size, sequence_length]`;
-        loss_mask: float32 of the same shape. CPU tensors, pinned where there is CUDA.
+        loss_mask: float32 of the same shape. CPU tensors, all but the mask pinned where there is CUDA.
 
     Attributes:
         wait_s: seconds spent in `next` since the start; read it at two steps and subtract.
@@ -140,7 +140,12 @@ def loader(
         consumed_samples: samples that all ranks together have trained on; for an evaluation 0.
         micro_batch_size: samples per forward pass and rank.
         num_workers: processes that read ahead; 0 reads inside `next`.
+
+    Raises:
+        UserError: this node does not see the cache that rank 0 has written.
     """
+    if consumed_samples < len(stream):
+        stream[consumed_samples]  # in a reading process a cache that is not there would be said with a traceback
     return Loader(stream, Batches(len(stream), consumed_samples, micro_batch_size, dp_rank, dp_size), num_workers)
 
 

@@ -90,7 +90,8 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is not a manifest of `swift-mega data build`: {error}.", "Build the data again."
+            f"{path} is not a manifest of `swift-mega data build`: {error}.",
+            "Build the data again, with `--overwrite`.",
         ) from None
 
 

@@ -208,7 +208,7 @@ class Source:
     def _open_epoch(self, epoch: int) -> GPTDataset:
         folder = self._folder(epoch)
         if not folder.is_dir():
-            raise UserError(f"{folder} is not there.", "`data.cache_dir` must be a folder that all nodes see.")
+            raise _not_seen(folder)
         dataset = self._dataset(epoch, folder)
         assert len(dataset) == self.samples, f"{len(dataset)} samples in an epoch of {self.samples}"
         return dataset
@@ -309,8 +309,17 @@ class Stream(torch.utils.data.Dataset[Sample]):
     @functools.cached_property
     def _blend(self) -> tuple[np.ndarray, np.ndarray]:
         """Per sample: the source (int16) and its number within the source (int64), mapped from the cache."""
-        choice, within = (np.load(f"{self._blend_file}-{part}.npy", mmap_mode="r") for part in ("source", "sample"))
+        files = [Path(f"{self._blend_file}-{part}.npy") for part in ("source", "sample")]
+        for file in files:
+            if not file.is_file():
+                raise _not_seen(file)
+        choice, within = (np.load(file, mmap_mode="r") for file in files)
         return choice, within
+
+
+def _not_seen(path: Path) -> UserError:
+    """Rank 0 has written it."""
+    return UserError(f"{path} is not there.", "`data.cache_dir` must be a folder that all nodes see.")
 
 
 def _write_blend(file: Path, weights: list[float], samples: int) -> None:

@@ -11,7 +11,7 @@ BAR_WIDTH = 40
 SHOWN_TOKENS = 200
 
 
-def summarize(prefix: str, tokenizer: str | None = None, document: int = 0) -> None:
+def summarize(prefix: str, tokenizer: str | None = None, document: int = 0, *, trust_remote_code: bool = False) -> None:
     """Print counts, document lengths and the beginning of one document.
 
     Args:
@@ -25,7 +25,8 @@ def summarize(prefix: str, tokenizer: str | None = None, document: int = 0) -> N
     for line in [*_counts(index, manifest), *histogram(index.lengths)]:
         say(line)
     if index.documents:
-        say(_beginning(index, document, tokenizer or (manifest.tokenizer.name if manifest else None)))
+        name = tokenizer or (manifest.tokenizer.name if manifest else None)
+        say(_beginning(index, document, name, trust_remote_code))
 
 
 def _counts(index: Index, manifest: Manifest | None) -> list[str]:
@@ -55,7 +56,7 @@ def histogram(lengths: np.ndarray) -> list[str]:
     return [*lines, f"  shortest {int(lengths.min()):,}, median {median:,}, longest {largest:,}"]
 
 
-def _beginning(index: Index, document: int, tokenizer: str | None) -> str:
+def _beginning(index: Index, document: int, tokenizer: str | None, trust_remote_code: bool) -> str:
     if not 0 <= document < index.documents:
         raise UserError(f"there is no document {document} among {index.documents:,}.", f"0 to {index.documents - 1}.")
     start = int(index.lengths[:document].sum(dtype=np.int64)) * index.dtype.itemsize
@@ -67,4 +68,5 @@ def _beginning(index: Index, document: int, tokenizer: str | None) -> str:
         return f"{head}{ids}{more}"
     from swift_mega.data.tokenizer import load_tokenizer
 
-    return f"{head}{load_tokenizer(tokenizer).decode(ids, clean_up_tokenization_spaces=False)}{more}"
+    loaded = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+    return f"{head}{loaded.decode(ids, clean_up_tokenization_spaces=False)}{more}"

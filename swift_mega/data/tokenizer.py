@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+UNLOADABLE = (OSError, ValueError, KeyError, TypeError)
+"""What `transformers` raises of files that are not there or not what it expects; `tokenizers` raises a bare Exception,
+of those that a newer one has written, for example."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerInfo:
     """What a data set and a model must agree on.
@@ -57,11 +62,13 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrained
     folder = resolve_model(name, weights=False)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except Exception as error:
+        if not isinstance(error, UNLOADABLE) and type(error) is not Exception:
+            raise
         if "trust_remote_code" in str(error):
             fix = "Read that code; if you trust it, allow it with `--trust-remote-code`."
             raise UserError(f"the tokenizer {name} brings its own Python code.", fix) from None
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"no tokenizer could be loaded from {folder}: {reason}", "Give a folder with tokenizer.json."
         ) from None

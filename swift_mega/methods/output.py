@@ -31,8 +31,8 @@ RECORD, DATA_RECORD = "run.yaml", "data.json"
 HEADER = "# Written by swift-mega: what the latest start of the run in this folder was told, defaults included.\n"
 """By this line a record is told from a file of the user's that has the same name."""
 
-PARTIAL_RECORD = f".{RECORD}{folders.UNFINISHED}"
-LEFT_BY_A_FAILED_START = (PARTIAL_RECORD, "cache", lock.FILE)
+PARTIAL_RECORDS = {name: f".{name}{folders.UNFINISHED}" for name in (RECORD, DATA_RECORD)}
+LEFT_BY_A_FAILED_START = (*PARTIAL_RECORDS.values(), "cache", lock.FILE)
 
 IDENTITY = (
     "model.path",
@@ -110,10 +110,13 @@ def claim_output(config: PretrainConfig) -> list[str]:
     folder = Path(config.output)
     changes = _changes(_read_record(folder / RECORD), config) if (folder / RECORD).exists() else []
     with write_errors_are_the_users(folder, option="`output`"):
-        (folder / DATA_RECORD).write_text(json.dumps(_fingerprints(config), indent=1) + "\n", encoding="utf-8")
-        # Renamed when complete: a start that is killed here must not leave half a record in the way of the next.
-        (folder / PARTIAL_RECORD).write_text(HEADER + configs.dump(config), encoding="utf-8")
-        (folder / PARTIAL_RECORD).replace(folder / RECORD)
+        data = json.dumps(_fingerprints(config), indent=1) + "\n"
+        (folder / PARTIAL_RECORDS[DATA_RECORD]).write_text(data, encoding="utf-8")
+        (folder / PARTIAL_RECORDS[RECORD]).write_text(HEADER + configs.dump(config), encoding="utf-8")
+        # When complete: a start that is killed here must not leave half a record in the way of the next, nor one
+        # that alone says nothing about whose folder it is.
+        for name, partial in PARTIAL_RECORDS.items():
+            (folder / partial).replace(folder / name)
     return changes
 
 

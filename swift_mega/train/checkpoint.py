@@ -166,7 +166,7 @@ class Checkpointer:
         raise error
 
     def _explain_full(self, unfinished: Path) -> NoReturn:
-        explanation = disk_full(self.root, self._bytes(), WAY_OUT)
+        explanation = disk_full(self.root, needed_bytes(self.chunks), WAY_OUT)
         shutil.rmtree(unfinished, ignore_errors=True)
         raise explanation from None
 
@@ -234,15 +234,9 @@ class Checkpointer:
 
     def check_space(self) -> None:
         """Raise a UserError where the disk has no room for one more checkpoint."""
-        if free_bytes(self.root) < self._bytes():
-            raise disk_full(self.root, self._bytes(), WAY_OUT)
-
-    def _bytes(self) -> int:
-        """Size of one checkpoint: the weights and, in fp32, a master copy and two moments."""
-        local: int = sum(p.numel() * (p.element_size() + 12) for chunk in self.chunks for p in chunk.parameters())
-        # Every rank of the model-parallel group holds about as much; this is a check, not an account.
-        pp, tp, _ = rng_shape()
-        return local * pp * tp
+        needed = needed_bytes(self.chunks)
+        if free_bytes(self.root) < needed:
+            raise disk_full(self.root, needed, WAY_OUT)
 
     def _finish(self, unfinished: Path, target: Path, progress: Progress) -> None:
         try:
@@ -283,6 +277,24 @@ class Checkpointer:
                 f"{folder} is a checkpoint of another model ({'; '.join(differences[:4])}).",
                 "Choose the model it was made from, or another output folder.",
             )
+
+
+def needed_bytes(chunks: list[Any]) -> int:
+    """About the size of a checkpoint: the weights and, in fp32, a master copy and two moments.
+
+    Reckoned from this rank's share, as if those of all others were as large.
+    """
+    tensor, experts = (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_expert_tensor_and_model_parallel_world_size(),
+    )
+    shares: Iterator[int] = (
+        param.numel() * (param.element_size() + 12) * (tensor if getattr(param, "allreduce", True) else experts)
+        for chunk in chunks
+        for param in chunk.parameters()
+    )
+    stages: int = parallel_state.get_pipeline_model_parallel_world_size()
+    return sum(shares) * stages
 
 
 def way_back(folder: Path) -> str:

@@ -204,3 +204,22 @@ def test_a_column_of_a_data_set_that_holds_structs() -> None:
     features = datasets.Features({"text": {"role": datasets.Value("string")}})
     with pytest.raises(UserError, match=r"holds \{.*\}, not strings"):
         readers._check_column("org/chats", "text", features)
+
+
+@pytest.mark.parametrize("end", ["", "\r\n"])
+def test_lines_of_windows(tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the last line of a chunk."""
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 8)
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\nthree" + end.encode())
+    assert read(tmp_path / "a.txt", txt_documents="line")[0] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("name", ["mlfoundations/dclm-baseline-1.0", "org/texts", "ms::org/texts-v1.5"])
+def test_ids_of_data_sets(name: str) -> None:
+    assert readers.find_files(name) is None
+
+
+@pytest.mark.parametrize("name", ["data/texts.jsonl", "data/texts.txt.gz", "data/texts.csv", "./texts", "a/b/c"])
+def test_files_that_are_not_there(name: str) -> None:
+    with pytest.raises(UserError, match="is no file"):
+        readers.find_files(name)

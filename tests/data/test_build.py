@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,23 @@ def test_a_folder_without_tokenizer(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no tokenizer could be loaded from"):
         build([str(corpus)], str(tmp_path / "empty"), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda definition: definition | {"model": {"type": "OfTomorrow"}}, "did not match any variant"),
+        (lambda definition: [definition], "cannot be interpreted as an integer"),
+    ],
+)
+def test_a_tokenizer_that_is_damaged_or_too_new(
+    edit: Callable[[Any], Any], reason: str, corpus: Path, tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tokenizers["fast"], tmp_path / "new")
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(edit(definition)))
+    with pytest.raises(UserError, match=f"no tokenizer could be loaded from .*{reason}"):
+        build([str(corpus)], str(folder), tmp_path / "a")
 
 
 def test_a_killed_worker(corpus: Path, tokenizers: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:

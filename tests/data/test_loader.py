@@ -1,5 +1,6 @@
 """Which rank reads which sample, and that a resumed run reads on exactly where the first one stopped."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from swift_mega.base.errors import UserError
 from swift_mega.data import loader as loader_module
 from swift_mega.data.config import DataConfig
 from swift_mega.data.loader import Loader, loader
@@ -52,6 +54,17 @@ def test_batches_hold_the_streams_samples(train: Stream, workers: int) -> None:
     for number in range(100):
         for name, value in train[number].items():
             assert torch.equal(batches[number // 4][name][number % 4], value)
+
+
+@pytest.mark.parametrize("sources", [1, 2])
+def test_a_cache_that_this_node_does_not_see(sources: int, counting: Callable[..., str], tmp_path: Path) -> None:
+    config = DataConfig(train=[counting(name, 400) for name in "ab"[:sources]], sequence_length=8)
+    streams = build_streams(
+        config, seed=5, total_train_samples=100, eval_samples=0, vocab_size=60000, eod=None, cache_dir=tmp_path / "c"
+    )
+    shutil.rmtree(tmp_path / "c")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/c\S* is not there.\n.*must be a folder that all nodes see"):
+        next(start(streams.train, workers=1))
 
 
 @pytest.mark.parametrize(("micro", "size"), [(1, 1), (2, 1), (8, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8)])

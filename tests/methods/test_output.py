@@ -93,6 +93,31 @@ def test_what_has_changed_is_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("name", ["run.yaml", "data.json"])
+def test_a_disk_that_runs_full_under_the_records_does_no_harm(
+    name: str, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there stays, and the folder is still the run's or nobody's."""
+
+    def full(path: Path, content: str, encoding: str) -> int:
+        with path.open("w", encoding=encoding) as file:
+            file.write(content[: 0 if name in path.name else None])
+        if name in path.name:
+            raise OSError(28, "No space left on device")
+        return len(content)
+
+    run = config(tmp_path)
+    if before:
+        claimed(run)
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="is full"):
+        patched.setattr(Path, "write_text", full)
+        claim_output(run) if before else claimed(run)
+    check_output(run)
+    claim_output(run)
+    check_output(run)
+
+
 def test_never_refuses_a_used_folder(tmp_path: Path) -> None:
     claimed(config(tmp_path))
     with pytest.raises(UserError, match="already holds a run"):

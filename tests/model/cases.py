@@ -19,6 +19,7 @@ from swift_mega.model.logits import megatron_logits
 from swift_mega.model.weights import load_hf, save_hf
 from swift_mega.parallel import groups
 from swift_mega.parallel.config import ParallelConfig
+from swift_mega.train.checkpoint import needed_bytes
 from swift_mega.train.config import TrainConfig
 
 
@@ -59,6 +60,11 @@ def logits_and_round_trip(folder: Path, layout: dict[str, Any], tokens: Tensor, 
     found = megatron_logits(chunks, tokens)
     save_hf(chunks, target, folder)
     return found, digest(target)
+
+
+def checkpoint_bytes(folder: Path, layout: dict[str, Any]) -> int:
+    """What a checkpoint is reckoned to take."""
+    return needed_bytes(loaded(folder, layout))
 
 
 def logits_with_fault(folder: Path, layout: dict[str, Any], tokens: Tensor, key: str, order: list[int]) -> Tensor:
