@@ -218,6 +218,8 @@ EARLY: dict[str, tuple[Spoil, list[str], str, str]] = {
     ),
     "output is a file": (lambda place: place.output.touch(), [], "out is a file", "Choose a folder"),
     "no steps": (nothing, ["--steps", "0"], "`train.steps` is 0", "at least 1"),
+    "a decay of 1": (nothing, ["--adam-beta2", "1"], "`optimizer.adam_beta2` is 1", "at least 0 and below 1"),
+    "a dropout above 1": (nothing, ["--hidden-dropout", "1.5"], "`model.hidden_dropout` is 1.5", "below 1"),
     "log interval 0": (nothing, ["--log.interval-steps", "0"], "`log.interval_steps` is 0", "at least 1"),
     "not a number": (nothing, ["--lr", "nan"], "`optimizer.lr` is nan", "at least 0"),
     "no model": (

@@ -1,5 +1,7 @@
 """How a blend of sources is written in `data.train`: prefixes, each with a weight or none with one. Torch-free."""
 
+import os
+
 from swift_mega.base.errors import UserError
 
 
@@ -17,7 +19,8 @@ def parse_blend(entries: list[str]) -> tuple[list[str], list[float] | None]:
         raise UserError(
             f"`{bare}` has no weight while others have one.", f"Write `WEIGHT {bare}`, or drop all weights."
         )
-    twice = [prefix for number, prefix in enumerate(prefixes) if prefix in prefixes[:number]]
+    places = [os.path.abspath(prefix) for prefix in prefixes]
+    twice = [prefix for number, prefix in enumerate(prefixes) if places[number] in places[:number]]
     if twice:
         raise UserError(f"`{twice[0]}` is listed twice.", "List it once, with the sum of the weights.")
     return prefixes, weights or None

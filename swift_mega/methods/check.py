@@ -24,6 +24,10 @@ from swift_mega.train.schedule import check_schedule
 AT_LEAST: dict[str, float] = {
     "data.num_workers": 0,
     "model.make_vocab_size_divisible_by": 1,
+    "model.attention_dropout": 0,
+    "model.hidden_dropout": 0,
+    "model.moe_aux_loss_coeff": 0,
+    "model.moe_router_bias_update_rate": 0,
     "train.steps": 1,
     "train.seed": 0,
     "train.stop_after_steps": 1,
@@ -32,6 +36,9 @@ AT_LEAST: dict[str, float] = {
     "train.recompute_num_layers": 1,
     "optimizer.lr": 0,
     "optimizer.weight_decay": 0,
+    "optimizer.adam_beta1": 0,
+    "optimizer.adam_beta2": 0,
+    "optimizer.adam_eps": 0,
     "optimizer.clip_grad": 0,
     "optimizer.lr_warmup_steps": 0,
     "optimizer.lr_decay_steps": 1,
@@ -42,6 +49,9 @@ AT_LEAST: dict[str, float] = {
     "parallel.distributed_timeout_s": 1,
 }
 """The smallest number that each option may be; what layouts need is in `parallel.layout`."""
+
+BELOW_ONE = ("model.attention_dropout", "model.hidden_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2")
+"""Options that are a share."""
 
 
 def check(config: PretrainConfig, world_size: int) -> MegatronArguments | None:
@@ -121,8 +131,9 @@ def _check_numbers(config: PretrainConfig) -> None:
     for path, least in AT_LEAST.items():
         section, _, name = path.partition(".")
         value = getattr(getattr(config, section), name)
-        if value is not None and not least <= value < math.inf:
-            raise UserError(f"`{path}` is {value}.", f"It must be a number of at least {least}.")
+        bound, limit = (1, " and below 1") if path in BELOW_ONE else (math.inf, "")
+        if value is not None and not least <= value < bound:
+            raise UserError(f"`{path}` is {value}.", f"It must be a number of at least {least}{limit}.")
 
 
 def _check_weights(config: PretrainConfig) -> None:

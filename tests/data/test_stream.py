@@ -187,6 +187,7 @@ def test_full_disk(build: Any, counting: Any, monkeypatch: Any) -> None:
         (["{a}", "0.5 {b}"], {}, "has no weight while others have one"),
         (["-1 {a}", "0.5 {b}"], {}, "must be above 0"),
         (["{a}", "{a}.bin"], {}, "is listed twice"),
+        (["1 {a}", "2 {a}/../a"], {}, "is listed twice"),
         (["{a}"], {"split": "0,1,0"}, "leaves nothing to train on"),
         (["{a}"], {"split": "all"}, "is not up to three shares"),
         (["{a}"], {"split": "inf,1,0"}, "is not up to three shares"),
