@@ -163,6 +163,9 @@ def _push(args: argparse.Namespace, destination: "Repository") -> None:
     except UserError as error:
         done = f"{args.target} is complete, only the upload is not."
         raise UserError(f"{error.what} {done}", f"{error.fix} Then `{again}`.") from None
+    except KeyboardInterrupt:
+        say(f"interrupted; {args.target} is complete, and `{again}` goes on with the upload")
+        raise
 
 
 def parse_size(text: str) -> int:

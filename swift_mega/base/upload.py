@@ -111,7 +111,7 @@ class HuggingFace:
             raise _failed(self, error) from None
         except httpx.TransportError as error:
             raise _unreachable(self, constants.ENDPOINT, error) from None
-        except (OSError, RuntimeError) as error:  # a RuntimeError is raised of whatever ends the transfer of a file
+        except (OSError, RuntimeError, ValueError) as error:  # whatever ends a transfer; what storage says; a bad id
             raise _failed(self, error.__cause__ or error) from None
 
 
