@@ -16,7 +16,7 @@ from swift_mega.base.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `convert push`."""
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a model in Hugging Face format")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a model or adapter in Hugging Face format")
     parser.add_argument("repository", metavar="REPO", help=REPOSITORY)
     parser.add_argument("--private", action="store_true", help=PRIVATE)
 
@@ -27,14 +27,21 @@ PRIVATE = "make the repository private, and do not write to a public one"
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
-    from swift_mega.base.hub import is_complete
     from swift_mega.base.upload import repository
 
     destination = repository(args.repository, args.private)
-    if not is_complete(args.folder):
+    if not _is_complete(args.folder):
         raise UserError(
-            f"{args.folder} is no complete model in Hugging Face format.",
+            f"{args.folder} is no complete model or adapter in Hugging Face format.",
             "Give a folder with config.json and all weights, such as `swift-mega convert` writes with --to hf.",
         )
     destination.check()
     say(f"uploaded {args.folder} to {destination.send(args.folder)}")
+
+
+def _is_complete(folder: Path) -> bool:
+    from converters import adapters, lora_config
+    from swift_mega.base.hub import is_complete
+
+    adapter = (folder / lora_config.CONFIG, folder / adapters.WEIGHTS)
+    return is_complete(folder) or all(file.is_file() for file in adapter)

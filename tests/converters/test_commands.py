@@ -111,11 +111,19 @@ def test_a_hugging_face_folder_is_pushed_as_it_is(
     assert "model.safetensors" in hub.repositories["models/me/model"]["main"]
 
 
+def test_an_adapter_is_pushed(hub: HubServer, tmp_path: Path) -> None:
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert main(["convert", "push", str(tmp_path), "me/adapter"]) == 0
+    assert hub.repositories["models/me/adapter"]["main"] == files
+
+
 def test_a_folder_that_is_no_model_is_not_pushed(
     megatron: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", "push", str(megatron), "me/model"]) == 2
-    assert "is no complete model in Hugging Face format" in capsys.readouterr().err
+    assert "is no complete model or adapter in Hugging Face format" in capsys.readouterr().err
     assert hub.asked == []
 
 
