@@ -1,65 +1,9 @@
-"""How many floating point operations training takes, and how many a device can do.
+"""How many floating point operations a device can do: the dense bf16 peak in the maker's data sheet, without sparsity.
 
-Convention of every TFLOP/s and MFU we print:
-- *model* FLOPs: what the mathematics needs. Recomputed activations and padded vocabulary do not count.
-- a multiplication and an addition are two operations; only matrix products count (norms, RoPE, softmax
-  and the embedding's look-up are below one percent together);
-- attention is counted causal: position i (from 0) attends to i + 1 tokens, or to its window. A count
-  over the full square, as in PaLM's paper, gives larger numbers for the same speed;
-- the product with the vocabulary (logits) counts; backward is twice forward.
-MFU divides by the dense bf16 peak in the maker's data sheet, without sparsity.
+MFU divides by it what `swift_mega.model.flops` counts.
 """
 
 import re
-from typing import Protocol
-
-
-class Arguments(Protocol):
-    """What is read of a model here, under Megatron's argument names."""
-
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def ffn_hidden_size(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def num_query_groups(self) -> int: ...
-    @property
-    def kv_channels(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def gated_linear_unit(self) -> bool: ...
-    @property
-    def window_size(self) -> tuple[int, int] | None: ...
-    @property
-    def window_attn_skip_freq(self) -> list[int] | None: ...
-
-
-def flops_per_token(arguments: Arguments, sequence_length: int) -> float:
-    """FLOPs of forward and backward per token of a sequence of that many tokens, whole model, mean over positions."""
-    heads, groups, size = arguments.num_attention_heads, arguments.num_query_groups, arguments.kv_channels
-    attention_weights = arguments.hidden_size * size * (2 * heads + 2 * groups)  # q and output, k and v
-    mlp_matrices = 3 if arguments.gated_linear_unit else 2
-    mlp_weights = mlp_matrices * arguments.hidden_size * arguments.ffn_hidden_size
-    weights = arguments.num_layers * (attention_weights + mlp_weights) + arguments.hidden_size * arguments.vocab_size
-    scores = sum(_attended(layer, arguments, sequence_length) for layer in range(arguments.num_layers)) * heads * size
-    forward = 2 * weights + 2 * 2 * scores  # of the scores: q·k, and the weighted sum of v
-    return 3.0 * forward
-
-
-def _attended(layer: int, arguments: Arguments, sequence_length: int) -> float:
-    """Tokens a position attends to in `layer`, itself included, mean over the positions."""
-    flags = arguments.window_attn_skip_freq
-    if arguments.window_size is None or (flags is not None and not flags[layer]):
-        return (sequence_length + 1) / 2
-    window = min(arguments.window_size[0] + 1, sequence_length)
-    # The first `window` positions see 1, 2, …, window tokens, all others see `window`.
-    return (window * (window + 1) / 2 + (sequence_length - window) * window) / sequence_length
-
 
 PEAK_BF16_TFLOPS = {
     r"NVIDIA A100.*": 312.0,

@@ -81,7 +81,7 @@ def _dispatch(argv: list[str]) -> int:
 def _check_siblings() -> None:
     """The packages beside ours have common names: say so when Python finds somebody else's."""
     home = Path(__file__).resolve().parents[2]
-    for name in ("converters", "launch"):
+    for name in ("converters", "hf_bridge", "launch"):
         spec = importlib.util.find_spec(name)
         found = Path(spec.origin).resolve().parent if spec and spec.origin else None
         if found != home / name:

@@ -22,7 +22,7 @@ from converters.family import family_of
 from swift_mega.base import config as configs
 from swift_mega.base.console import say
 from swift_mega.base.errors import PeerLost
-from swift_mega.base.flops import flops_per_token, peak_flops
+from swift_mega.base.flops import peak_flops
 from swift_mega.base.hub import resolve_model
 from swift_mega.base.metrics import MetricsWriter
 from swift_mega.compat.device import device_name
@@ -34,6 +34,7 @@ from swift_mega.methods.check import check_model, microbatches
 from swift_mega.methods.config import PretrainConfig
 from swift_mega.methods.output import Outcome, checkpoints, claim_output, exports, opened_output, resume_folder
 from swift_mega.model.build import build_model, precision_of
+from swift_mega.model.flops import flops_per_token
 from swift_mega.model.mtp import check_mtp
 from swift_mega.model.weights import load_hf
 from swift_mega.parallel.agree import on_main
@@ -74,7 +75,8 @@ def _run(config: PretrainConfig, source: Path, method: Method, callbacks: Sequen
     resume = on_main(lambda: _resume(config))
     hf_folder = folders.hf_folder(source)
     hf_config = folders.read_config(source)
-    arguments = family_of(hf_config).megatron_arguments(hf_config)
+    family = family_of(hf_config)
+    arguments = family.megatron_arguments(hf_config)
 
     chunks = build_model(hf_config, config.model, config.parallel, config.train, config.data.sequence_length)
     if resume is None and config.model.weights == "pretrained":
@@ -111,7 +113,8 @@ def _run(config: PretrainConfig, source: Path, method: Method, callbacks: Sequen
         if changes := on_main(lambda: claim_output(config)):
             say(f"Changed since the start before: {', '.join(changes)}")
         metrics = _metrics(config, progress)
-        own = _callbacks(config, checkpointer, metrics, streams, batches, arguments)
+        flops = flops_per_token(family, arguments, config.data.sequence_length)
+        own = _callbacks(config, checkpointer, metrics, streams, batches, flops)
         fit(trainer, [StopOnNonFinite(), stop, *own, *callbacks])
     metrics.close()
     return Outcome(progress.step, trainer.stop_reason, folders.latest(checkpoints(config)))
@@ -215,7 +218,7 @@ def _callbacks(
     metrics: MetricsWriter,
     streams: Streams,
     batches: Loader,
-    arguments: MegatronArguments,
+    flops: float,
 ) -> list[Callback]:
     """In the order they are called: a step is evaluated before it is plotted and saved."""
     tokens_per_step = config.train.global_batch_size * config.data.sequence_length
@@ -224,7 +227,7 @@ def _callbacks(
         Path(config.output),
         interval_steps=config.log.interval_steps,
         tokens_per_step=tokens_per_step,
-        flops_per_step=flops_per_token(arguments, config.data.sequence_length) * tokens_per_step,
+        flops_per_step=flops * tokens_per_step,
         peak_flops=peak_flops(device_name(), str(precision_of(config.model.precision))),
         data_wait_s=lambda: batches.wait_s,
     )

@@ -107,7 +107,7 @@ def environment() -> str:
     names = ("torch", "megatron-core", "transformers")
     te = optional.transformer_engine() or importlib.import_module("transformer_engine").__version__
     versions = ", ".join(f"{name} {version(name)}" for name in names)
-    peak = peak_flops(device_name(), "bf16")
+    peak = peak_flops(device_name(), str(torch.bfloat16))
     known = f"{peak / 1e12:g} TFLOP/s" if peak else "not known for this device, so there is no MFU"
     return (
         f"{device_name()}; {versions}, CUDA {torch.version.cuda}, TransformerEngine: {te}\n"
