@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import newcomer
+from tests.support import adapters, newcomer
 from tests.support.readme_tables import README, filled
 
 SMALL = {
@@ -42,6 +42,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
     assert [large for large in SMALL if large not in text] == []
     newcomer.tiny_model(tmp_path / "model")
     newcomer.texts(tmp_path / "books")
+    adapters.adapt(tmp_path / "model", tmp_path / "adapters" / "books", target_modules="all-linear")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
 

@@ -39,18 +39,22 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save(name: str, folder: Path) -> Path:
-    """Make the base and the adapter `name`, none of whose factors are zero, under `folder`."""
+    """Make the base and the adapter `name` under `folder`."""
+    model, options = ADAPTERS[name]
+    return adapt(tiny.save(tiny_name(model), folder / "base"), folder / "adapter", **options)
+
+
+def adapt(base: Path, folder: Path, **options: Any) -> Path:
+    """Make an adapter of `base`, none of whose factors are zero."""
     import peft
     import torch
     import transformers
 
-    model, options = ADAPTERS[name]
-    base = tiny.save(tiny_name(model), folder / "base")
     config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options)
     torch.manual_seed(0)
     adapted = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
-    adapted.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-    return folder / "adapter"
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
 
 
 def tiny_name(model: str) -> str:
