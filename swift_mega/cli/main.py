@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "convert inspect": Command("converters.command_inspect", "show what a checkpoint holds and how it is stored"),
     "convert manifest": Command("converters.command_manifest", "write a hash of every tensor of a model"),
     "convert push": Command("converters.command_push", "upload a Hugging Face folder to a hub"),
+    "bridge show-data": Command("hf_bridge.command_show_data", "show rows of data as a model is trained on them"),
     "data": Command("swift_mega.data.commands", "build and inspect the token files that training reads"),
     "doctor": Command("launch.doctor", "show versions and devices, what is missing and what that costs"),
 }
@@ -60,22 +62,33 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<16}  {command.summary}" for name, command in COMMANDS.items())))
+        print(HELP.format(commands=_listed(COMMANDS)))
         return 0
     if argv[0] == "--version":
         from importlib.metadata import version  # imports 40 ms of email parsing: not for --help
 
         print(f"swift-mega {version('swift-mega')}")
         return 0
-    if argv[0] not in COMMANDS:
-        raise UserError(f"there is no command `{argv[0]}`.", nearest(argv[0], COMMANDS))
-    _check_siblings()
     words = 2 if " ".join(argv[:2]) in COMMANDS else 1
     name = " ".join(argv[:words])
+    members = {known: command for known, command in COMMANDS.items() if known.startswith(f"{argv[0]} ")}
+    if name not in COMMANDS and members and (len(argv) == 1 or argv[1] in ("-h", "--help")):
+        print(f"usage: swift-mega {argv[0]} <command> [options]\n\ncommands:\n{_listed(members)}")
+        return 0
+    if name not in COMMANDS:
+        wrong, known = (
+            (argv[1], {own.split()[1] for own in members}) if members else (name, {own.split()[0] for own in COMMANDS})
+        )
+        raise UserError(f"there is no command `{' '.join(argv[: 2 if members else 1])}`.", nearest(wrong, known))
+    _check_siblings()
     command = importlib.import_module(COMMANDS[name].module)
     parser = Parser(prog=f"swift-mega {name}", description=command.__doc__)
     command.add_arguments(parser)
     return command.run(parser.parse_args(argv[words:], Namespace(argv=argv))) or 0
+
+
+def _listed(commands: Mapping[str, Command]) -> str:
+    return "\n".join(f"  {name:<16}  {command.summary}" for name, command in commands.items())
 
 
 def _check_siblings() -> None:
