@@ -1,0 +1,209 @@
+"""The model's own chat template, for training too: which of its text the assistant wrote.
+
+Where the template marks that itself (`{% generation %}`), the marks hold. Otherwise the conversation is rendered once
+more up to every answer that is trained on: the prompt before it must open the whole text, and so must the
+conversation that ends with it. A template that writes former turns anew (Qwen3 drops their reasoning) fails that, and
+the row is refused: what the model would be trained on is not what it sees when it answers.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hf_bridge.data.row import Message, Row
+from hf_bridge.templates.loss_scale import LossScale
+from hf_bridge.templates.segments import Segment
+from swift_mega.base.errors import UserError
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+WAYS = (
+    "Train on the last round only (loss scale `last_round`), make a row of each round (hf_bridge.templates.rounds), "
+    "or name a declared template."
+)
+
+Span = tuple[int, int]
+"""First character and the one behind the last."""
+
+
+class JinjaTemplate:
+    """The chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: Any, arguments: dict[str, Any] | None = None) -> None:
+        """Take it from the tokenizer.
+
+        Args:
+            arguments: what else the template can be told, such as `enable_thinking`.
+
+        Raises:
+            UserError: it has none.
+        """
+        if not tokenizer.chat_template:
+            raise UserError(
+                "the tokenizer has no chat template.", "Name a declared one: `--template chatml`, or `plain` for text."
+            )
+        self.tokenizer = tokenizer
+        self.arguments = {**tokenizer.special_tokens_map, **(arguments or {})}
+
+    def segments(self, row: Row, loss: LossScale) -> list[Segment]:
+        """The segments of `row`, its answers weighed by `loss`.
+
+        Raises:
+            UserError: the template refuses the row, or its answers cannot be told from the rest.
+        """
+        weights = loss.of_messages(row.messages)
+        text, marks = self._render(row, len(row.messages))
+        trained = [number for number, weight in enumerate(weights) if weight]
+        _check_kept(row, text, trained)
+        if loss.choice == "all":
+            return [Segment(text, "template", 1.0)]
+        _check_only_answers(row, trained)
+        spans = self._marked(row, marks, trained) if self._marks else self._aligned(row, text, trained)
+        made, position = [], 0
+        for number, (first, last) in zip(trained, spans, strict=True):
+            made.append(Segment(text[position:first]))
+            message = row.messages[number]
+            pieces = loss.spans(text[first:last], _query(row.messages, number), message)
+            made += [Segment(piece, "assistant", weight * weights[number]) for piece, weight in pieces]
+            position = last
+        return [*made, Segment(text[position:])]
+
+    @property
+    def _marks(self) -> bool:
+        return bool(GENERATION.search(self._template))
+
+    @property
+    def _template(self) -> str:
+        template = self.tokenizer.chat_template
+        return str(template.get("default", "") if isinstance(template, dict) else template)
+
+    def _marked(self, row: Row, marks: Sequence[Span], trained: Sequence[int]) -> list[Span]:
+        """Spans by the template's own marks, one an answer."""
+        answers = [n for n, message in enumerate(row.messages) if message.role == "assistant"]
+        if len(marks) != len(answers):
+            raise UserError(
+                f"the chat template marks {len(marks)} answers, and the row has {len(answers)}.",
+                "Name a declared template, or take `{% generation %}` out of this one.",
+            )
+        of_answer = dict(zip(answers, marks, strict=True))
+        return [of_answer[number] for number in trained]
+
+    def _aligned(self, row: Row, text: str, trained: Sequence[int]) -> list[Span]:
+        """Spans by rendering the conversation up to every answer."""
+        return [self._span(row, text, number) for number in trained]
+
+    def _span(self, row: Row, text: str, number: int) -> Span:
+        prompt = self._render(row, number, add_generation_prompt=True)[0]
+        if not text.startswith(prompt):
+            raise UserError(
+                f"the chat template writes what is before message {number} anew, or opens its answer otherwise than it "
+                f"asks for one: …{_around(text, prompt)!r} became …{_around(prompt, text)!r}.",
+                WAYS,
+            )
+        ended = self._render(row, number + 1)[0]
+        kept = _shared(ended, text)
+        if kept < len(prompt) or not self._is_tail(ended[kept:]):
+            raise UserError(
+                f"the chat template writes message {number} anew once there are more messages: "
+                f"…{_around(ended, text)!r} became …{_around(text, ended)!r}.",
+                WAYS,
+            )
+        return len(prompt), len(prompt) + len(_without_blank_end(text[len(prompt) : kept], self._ends))
+
+    def _is_tail(self, rest: str) -> bool:
+        """Whether the text may lack this once the conversation goes on: an end of the whole (Phi-3)."""
+        return rest.strip() in ("", self.tokenizer.eos_token)
+
+    @property
+    def _ends(self) -> tuple[str, ...]:
+        return tuple(self.tokenizer.all_special_tokens)
+
+    def _render(self, row: Row, count: int, add_generation_prompt: bool = False) -> tuple[str, list[Span]]:
+        """The first `count` messages as text, and what the template marks in it."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        if not count:
+            return "", []
+        try:
+            texts, marks = render_jinja_template(
+                [[_as_openai(message) for message in row.messages[:count]]],
+                tools=[_as_tool(tool) for tool in row.tools] or None,
+                chat_template=self._template,
+                add_generation_prompt=add_generation_prompt,
+                return_assistant_tokens_mask=self._marks,
+                **self.arguments,
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template refuses the row: {error}", "Correct it, or name a declared template."
+            ) from None
+        return texts[0], [(first, last) for first, last in marks[0]] if self._marks else []
+
+
+def _as_openai(message: Message) -> dict[str, Any]:
+    """A message as chat templates want it."""
+    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        made["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        made["tool_calls"] = [
+            {"type": "function", "id": f"{number:09d}", "function": {"name": call.name, "arguments": call.arguments}}
+            for number, call in enumerate(message.tool_calls)
+        ]
+    return made
+
+
+def _as_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    return tool if "function" in tool else {"type": "function", "function": tool}
+
+
+def _check_only_answers(row: Row, trained: Sequence[int]) -> None:
+    for number in trained:
+        if row.messages[number].role != "assistant":
+            raise UserError(
+                f"message {number} ({row.messages[number].role}) has a loss, and of the model's own chat template only "
+                "answers can be told from the rest.",
+                "Name a declared template, or take `loss` from the message.",
+            )
+
+
+def _check_kept(row: Row, text: str, trained: Sequence[int]) -> None:
+    """Templates leave out in silence what they do not know."""
+    for number, message in enumerate(row.messages):
+        if message.role != "tool" and message.content.rpartition("</think>")[2].strip() not in text:
+            raise _left_out(f"what message {number} ({message.role}) says")
+        if number in trained and (message.reasoning or "").strip() not in text:
+            raise _left_out(f"the reasoning of message {number}, which is trained on")
+        for call in message.tool_calls:
+            if call.name not in text:
+                raise _left_out(f"the call of `{call.name}` in message {number}")
+    for tool in row.tools:
+        if (name := str(tool.get("function", tool).get("name", ""))) not in text:
+            raise _left_out(f"the tool `{name}`")
+
+
+def _left_out(what: str) -> UserError:
+    return UserError(f"the model's own chat template leaves out {what}.", f"Take it out of the row. {WAYS}")
+
+
+def _query(messages: Sequence[Message], number: int) -> str:
+    """The user's message that is answered."""
+    return next((message.content for message in reversed(messages[:number]) if message.role == "user"), "")
+
+
+def _without_blank_end(answer: str, ends: Sequence[str]) -> str:
+    """The answer up to the token that ends it; blanks behind that belong to the template."""
+    bare = answer.rstrip()
+    return bare if bare.endswith(tuple(ends)) else answer
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _around(one: str, other: str, width: int = 40) -> str:
+    """`one` from where it parts from `other`."""
+    start = _shared(one, other)
+    return one[max(start - width // 2, 0) : start + width]
