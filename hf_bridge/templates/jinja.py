@@ -1,9 +1,10 @@
 """The model's own chat template, for training too: which of its text the assistant wrote.
 
 Where the template marks that itself (`{% generation %}`), the marks hold. Otherwise the conversation is rendered once
-more up to every answer that is trained on: the prompt before it must open the whole text, and so must the
-conversation that ends with it. A template that writes former turns anew (Qwen3 drops their reasoning) fails that, and
-the row is refused: what the model would be trained on is not what it sees when it answers.
+more up to every answer that is trained on: the prompt before it must open the whole text, and so must the conversation
+that ends with it, up to its last special token, from which the model learns to end an answer. A template that writes
+former turns anew (Qwen3 drops their reasoning) fails that, and the row is refused: what the model would be trained on
+is not what it sees when it answers.
 """
 
 import re
@@ -43,6 +44,7 @@ class JinjaTemplate:
                 "the tokenizer has no chat template.", "Name a declared one: `--template chatml`, or `plain` for text."
             )
         self.tokenizer = tokenizer
+        self._ends = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
         self.arguments = {**tokenizer.special_tokens_map, **(arguments or {})}
 
     def segments(self, row: Row, loss: LossScale) -> list[Segment]:
@@ -101,22 +103,23 @@ class JinjaTemplate:
                 WAYS,
             )
         ended = self._render(row, number + 1)[0]
-        kept = _shared(ended, text)
-        if kept < len(prompt) or not self._is_tail(ended[kept:]):
+        end = next((end for end in self._possible_ends(ended) if text[:end] == ended[:end] and end > len(prompt)), None)
+        if end is None:
             raise UserError(
-                f"the chat template writes message {number} anew once there are more messages: "
-                f"…{_around(ended, text)!r} became …{_around(text, ended)!r}.",
+                f"the chat template writes message {number} anew once there are more messages, or ends it with no "
+                f"special token: …{_around(ended, text)!r} became …{_around(text, ended)!r}.",
                 WAYS,
             )
-        return len(prompt), len(prompt) + len(_without_blank_end(text[len(prompt) : kept], self._ends))
+        return len(prompt), end
 
-    def _is_tail(self, rest: str) -> bool:
-        """Whether the text may lack this once the conversation goes on: an end of the whole (Phi-3)."""
-        return rest.strip() in ("", self.tokenizer.eos_token)
+    def _possible_ends(self, ended: str) -> list[int]:
+        """Where an answer may end in a text that ends with it: behind its last special token.
 
-    @property
-    def _ends(self) -> tuple[str, ...]:
-        return tuple(self.tokenizer.all_special_tokens)
+        Templates may end the whole text with one more (Phi-3), which is not there once the conversation goes on.
+        """
+        bare = ended.rstrip()
+        without = bare.removesuffix(str(self.tokenizer.eos_token or "")).rstrip()
+        return [len(one) for one in (without, bare) if one.endswith(self._ends)]
 
     def _render(self, row: Row, count: int, add_generation_prompt: bool = False) -> tuple[str, list[Span]]:
         """The first `count` messages as text, and what the template marks in it."""
@@ -190,12 +193,6 @@ def _left_out(what: str) -> UserError:
 def _query(messages: Sequence[Message], number: int) -> str:
     """The user's message that is answered."""
     return next((message.content for message in reversed(messages[:number]) if message.role == "user"), "")
-
-
-def _without_blank_end(answer: str, ends: Sequence[str]) -> str:
-    """The answer up to the token that ends it; blanks behind that belong to the template."""
-    bare = answer.rstrip()
-    return bare if bare.endswith(tuple(ends)) else answer
 
 
 def _shared(one: str, other: str) -> int:
