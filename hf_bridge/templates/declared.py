@@ -144,11 +144,9 @@ class _Rendering:
         opening = self.template.assistant
         if before is not None and before.role == "tool" and self.template.after_tool is not None:
             opening = self.template.after_tool
-        text, only_calls = self._answer_text(turn, last=following is None)
-        part = self.template.call if only_calls and self.template.call is not None else self.template.answer
-        head, _, end = part.partition("{content}")
+        text, end = self._answer(turn, last=following is None)
         query = next((t.text for t in reversed(self.turns) if t.role == "user" and t.number < turn.number), "")
-        scale = self.loss.spans(head + text, query, turn.messages[0])
+        scale = self.loss.spans(text, query, turn.messages[0])
         made = [self._own(opening)]
         made += [Segment(piece, "assistant", weight * turn.weight) for piece, weight in scale]
         made.append(Segment(end + self._next_token(turn, following), "assistant", turn.weight))
@@ -175,19 +173,21 @@ class _Rendering:
             closed.append(segment)
         return closed
 
-    def _answer_text(self, turn: Turn, last: bool) -> tuple[str, bool]:
-        """What the assistant writes, and whether it is calls alone."""
+    def _answer(self, turn: Turn, last: bool) -> tuple[str, str]:
+        """What the assistant writes, and what ends it."""
         message = turn.messages[0]
         reasoning, content = self._thought(message)
         thought = self._thinking(turn, reasoning, last)
         content = self._stripped(content, "assistant")
-        if not message.tool_calls:
-            return thought + content, False
-        if self.format is None:
-            raise self._no_tools(f"message {turn.number} calls a tool")
-        calls = self.format.calls(message.tool_calls)
-        between = self.format.between_content if content else ""
-        return thought + content + between + calls, not thought and not content
+        part = self.template.answer if last or self.template.goes_on is None else self.template.goes_on
+        if message.tool_calls:
+            if self.format is None:
+                raise self._no_tools(f"message {turn.number} calls a tool")
+            if not content and self.template.call is not None:
+                part = self.template.call
+            content += (self.format.between_content if content else "") + self.format.calls(message.tool_calls)
+        head, _, end = part.partition("{content}")
+        return thought + head + content, end
 
     def _thought(self, message: Message) -> tuple[str | None, str]:
         """Reasoning and content, where the row has both in the content."""

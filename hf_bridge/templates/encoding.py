@@ -83,8 +83,10 @@ class Encoder:
         """The row without its `rejected`.
 
         Raises:
-            UserError: the template has no place for something in it, or nothing in it is trained on.
+            UserError: the template has no place for something in it, or nothing in it is trained on; or it has media,
+            which would be text alone.
         """
+        _check_text_only(row)
         segments = self.render(self.tokens.guarded(row))
         ids, weights, kinds = [], [], []
         for token in self.tokens.encode(segments):
@@ -114,6 +116,14 @@ class Encoder:
             for answers in (row.messages[len(prompt) :], row.rejected)
         ]
         return EncodedPair(both[0], both[1], _shared(*both))
+
+
+def _check_text_only(row: Row) -> None:
+    for name in ("images", "videos", "audios", "objects"):
+        if getattr(row, name):
+            raise UserError(
+                f"the row has {name}, and no template here makes tokens of them.", f"Take `{name}` out of the data."
+            )
 
 
 def _without_loss(message: Message) -> Message:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from hf_bridge.templates.families import chatml, deepseek, gemma, glm, llama, mistral, others, phi
+from hf_bridge.templates.families import chatml, deepseek, gemma, glm, harmony, llama, mistral, others, phi
 from hf_bridge.templates.template import Template
 from swift_mega.base.errors import UserError, nearest
 
 TEMPLATES = {
     found.name: found
-    for module in (chatml, llama, mistral, gemma, phi, glm, deepseek, others)
+    for module in (chatml, llama, mistral, gemma, phi, glm, deepseek, harmony, others)
     for found in vars(module).values()
     if isinstance(found, Template)
 }

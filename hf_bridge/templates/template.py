@@ -47,6 +47,7 @@ class Template:
         separator: between an answer and the next turn.
         suffix: behind the last answer; both are never trained on.
         tool: the turn with the answers of tools, which the agent format writes.
+        goes_on: in the place of `answer` where the conversation goes on; None: as `answer`.
         call: in the place of `answer` where the assistant only calls a tool; None: as `answer`.
         after_tool: in the place of `assistant` where a tool has just answered; None: as `assistant`.
         ends_with_next: nothing of its own ends an answer but the token that opens the next turn (GLM).
@@ -67,6 +68,7 @@ class Template:
     separator: str = ""
     suffix: str = ""
     tool: str | None = None
+    goes_on: str | None = None
     call: str | None = None
     after_tool: str | None = None
     ends_with_next: bool = False

@@ -147,3 +147,9 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(UserError, match="does not say where in the text its tokens are"):
         encoder(Slow(), "chatml")
+
+
+def test_media_are_not_left_out_in_silence(tokenizer: Any) -> None:
+    row = Row((Message("user", "<image>What is it?"), HELLO[1]), images=("a.png",))
+    with pytest.raises(UserError, match="the row has images"):
+        encoder(tokenizer, "chatml").encode(row)

@@ -57,8 +57,8 @@ def test_answers_are_trained_on_with_the_token_that_ends_them(name: str, tokeniz
     assert len(ended) == 2
     text = tokenizer.decode(trained)
     for end in ends:
-        text = text.replace(end, "|")
-    assert [" ".join(part.split()) for part in text.split("|")] == [
+        text = text.replace(end, "¦")
+    assert [" ".join(part.split()) for part in text.split("¦")] == [
         *([thought("I am fine", name, last=False), thought("Sunny", name, last=True)]),
         "",
     ]
@@ -67,7 +67,8 @@ def test_answers_are_trained_on_with_the_token_that_ends_them(name: str, tokeniz
 def thought(answer: str, name: str, last: bool) -> str:
     thinking = TEMPLATES[name].thinking
     before = "" if thinking is None else (thinking.empty if last else thinking.past or "")
-    return " ".join((before + answer).split())
+    head = TEMPLATES[name].answer.partition("{content}")[0]
+    return " ".join((before + head + answer).split())
 
 
 def test_an_unknown_template_is_answered_with_the_nearest(tokenizer: Any) -> None:
