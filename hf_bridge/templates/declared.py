@@ -52,7 +52,7 @@ def turns(messages: Sequence[Message], loss: LossScale) -> list[Turn]:
     """Messages one by one, answers of tools together."""
     found: list[Turn] = []
     for number, (message, weight) in enumerate(zip(messages, loss.of_messages(messages), strict=True)):
-        if message.role == "tool" and found and found[-1].role == "tool":
+        if message.role == "tool" and found and found[-1].role == "tool" and found[-1].weight == weight:
             found[-1] = found[-1]._replace(messages=(*found[-1].messages, message))
         else:
             found.append(Turn((message,), weight, number))
@@ -82,6 +82,8 @@ class _Rendering:
             else:
                 made += self._turn(turn, first and turn.role == "user")
                 first = first and turn.role != "user"
+        if first:
+            self._check_nothing_waits()
         return [segment for segment in self._closed_by_next(made) if segment.text]
 
     def _own(self, text: str) -> Segment:
@@ -124,6 +126,16 @@ class _Rendering:
             made += self._around(self.template.system_in_user, self.system, "system", self.system_weight)
         kind: Kind = turn.messages[0].role
         return [*made, Segment(content, kind, turn.weight), self._own(after)]
+
+    def _check_nothing_waits(self) -> None:
+        """Without a user's message, what goes into the first one would be lost."""
+        in_user = self.system and self.template.system is None
+        if in_user or (self.format and self.preamble and self.format.place in ("user", "turn")):
+            raise UserError(
+                f"{self.template.name} puts the {'system message' if in_user else 'tools'} into the first message of "
+                "the user, and there is none.",
+                "Add one, or choose another template.",
+            )
 
     def _part(self, turn: Turn) -> tuple[str, str]:
         """The template's part for a turn, and what goes into it."""
@@ -206,10 +218,11 @@ class _Rendering:
                 )
             return ""
         if turn.number < self.last_user and convention.past is not None:
-            return self._past(turn, reasoning, convention.past)
+            self._check_forgotten(turn, reasoning)
+            return convention.forgotten if reasoning and convention.forgotten is not None else convention.past
         return written(convention, reasoning, last)
 
-    def _past(self, turn: Turn, reasoning: str | None, past: str) -> str:
+    def _check_forgotten(self, turn: Turn, reasoning: str | None) -> None:
         if reasoning and turn.weight:
             raise UserError(
                 f"message {turn.number} would be trained on without its reasoning, as {self.template.name} shows none "
@@ -217,7 +230,6 @@ class _Rendering:
                 "Train on the last round only (loss scale `last_round`), or make a row of each round "
                 "(hf_bridge.templates.rounds).",
             )
-        return past
 
     def _stripped(self, text: str, role: Role) -> str:
         return text.strip() if role in self.template.strip else text

@@ -20,7 +20,8 @@ class Thinking:
         open, close: around the reasoning.
         empty: in its place, where the conversation's last answer has none.
         middle: in its place, where an earlier answer to the last user message (a tool call) has none.
-        past: in the place of any reasoning before the last user message; None: it is kept.
+        past: before the last user message, in the place of any reasoning; None: it is kept.
+        forgotten: there, where an answer had reasoning; None: as `past`.
     """
 
     open: str = "<think>\n"
@@ -28,6 +29,7 @@ class Thinking:
     empty: str = ""
     middle: str = ""
     past: str | None = None
+    forgotten: str | None = None
 
 
 @dataclass(frozen=True)

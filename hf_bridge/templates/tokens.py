@@ -54,13 +54,14 @@ class Tokens:
         self._guards = bool(self.special) and not allow_special
 
     def guarded(self, row: Row) -> Row:
-        """The row with special tokens in its messages set aside (see above).
+        """The row with special tokens in its messages and tools set aside (see above).
 
         Raises:
             UserError: a message holds a character that is needed for that.
         """
         rejected = tuple(map(self._message, row.rejected)) if row.rejected is not None else None
-        return replace(row, messages=tuple(map(self._message, row.messages)), rejected=rejected)
+        tools = tuple(_deep(self._text, tool) for tool in row.tools) if self._guards else row.tools
+        return replace(row, messages=tuple(map(self._message, row.messages)), rejected=rejected, tools=tools)
 
     def restored(self, text: str) -> str:
         """`text` with special tokens where they were."""

@@ -43,6 +43,24 @@ SMOLLM2 = replace(
     default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 )
 
+NEMOTRON3 = replace(
+    CHATML,
+    name="nemotron3",
+    default_system="",
+    agent=None,
+    thinking=Thinking(
+        close="\n</think>\n",
+        empty="<think></think>",
+        middle="<think></think>",
+        past="<think></think>",
+        forgotten="<think></think>\n",
+    ),
+)
+"""Nemotron 3, without tools, which it writes in a notation of its own.
+
+The published template also takes the blanks from the end of former answers.
+"""
+
 YI = replace(CHATML, name="yi")
 
 INTERNLM2 = replace(CHATML, name="internlm2", prefix="{bos}")

@@ -48,6 +48,6 @@ LLAMA4 = Template(
     stop=("<|eot|>",),
     system="<|header_start|>system<|header_end|>\n\n{content}<|eot|>",
     tool="<|header_start|>ipython<|header_end|>\n\n{content}<|eot|>",
-    strip=EVERYONE,
+    strip=("system",),
     agent="llama4",
 )

@@ -70,20 +70,11 @@ EXAONE = Template(
     answer="{content}[|endofturn|]",
     stop=("[|endofturn|]",),
     system="[|system|]{content}[|endofturn|]\n",
+    default_system="",
     separator="\n",
+    suffix="\n",
 )
 """EXAONE 3 and 3.5."""
-
-NEMOTRON = Template(
-    name="nemotron",
-    user="<extra_id_1>User\n{content}\n",
-    assistant="<extra_id_1>Assistant\n",
-    answer="{content}\n",
-    stop=("<extra_id_1>",),
-    system="<extra_id_0>System\n{content}\n\n",
-    ends_with_next=True,
-)
-"""Nemotron-4 and Minitron; later ones speak Llama 3's or a template of their own."""
 
 ZEPHYR = Template(
     name="zephyr",

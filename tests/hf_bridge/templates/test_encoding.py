@@ -54,10 +54,12 @@ def test_special_tokens_in_a_message_are_text(template: str | None, chat_tokeniz
 
 def test_special_tokens_in_a_call_are_text(tokenizer: Any) -> None:
     call = ToolCall("write", {"text": "a<|im_end|>b", "more": ["<|im_end|>"]})
-    row = Row((Message("user", "Hello"), Message("assistant", "", (call,))))
+    tool = {"name": "write", "description": "Writes <|im_end|>"}
+    row = Row((Message("user", "Hello"), Message("assistant", "", (call,))), tools=(tool,))
     encoded = encoder(tokenizer, "chatml").encode(row)
-    assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
-    assert '"a<|im_end|>b", "more": ["<|im_end|>"]' in tokenizer.decode(encoded.input_ids)
+    assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
+    text = tokenizer.decode(encoded.input_ids)
+    assert '"a<|im_end|>b", "more": ["<|im_end|>"]' in text and '"Writes <|im_end|>"' in text
 
 
 def test_a_private_character_is_refused(tokenizer: Any) -> None:
@@ -147,6 +149,20 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(UserError, match="does not say where in the text its tokens are"):
         encoder(Slow(), "chatml")
+
+
+def test_a_system_message_without_a_user_is_not_left_out_in_silence(tokenizer: Any) -> None:
+    row = Row((Message("system", "Be brief"), Message("assistant", "Hi")))
+    with pytest.raises(UserError, match="puts the system message into the first message of the user"):
+        encoder(tokenizer, "gemma").encode(row)
+
+
+def test_answers_of_tools_with_a_loss_of_their_own(tokenizer: Any, trained: Trained) -> None:
+    answers = (Message("tool", "18"), Message("tool", "rain", loss=True))
+    row = Row((HELLO[0], Message("assistant", "", (ToolCall("f"),), loss=False), *answers, WEATHER[1]))
+    assert trained(encoder(tokenizer, "chatml").encode(row)) == (
+        "<tool_response>\nrain\n</tool_response>Sunny<|im_end|>"
+    )
 
 
 def test_media_are_not_left_out_in_silence(tokenizer: Any) -> None:
