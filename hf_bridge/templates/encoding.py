@@ -88,12 +88,8 @@ class Encoder:
         """
         _check_text_only(row)
         segments = self.render(self.tokens.guarded(row))
-        ids, weights, kinds = [], [], []
-        for token in self.tokens.encode(segments):
-            heaviest = max((segments[n] for n in token.segments), key=lambda segment: segment.weight)
-            ids.append(token.id)
-            weights.append(heaviest.weight)
-            kinds.append(heaviest.kind)
+        ids, spans = self.tokens.encode(segments)
+        weights, kinds = _heaviest(segments, spans, len(ids))
         if not any(weights):
             raise UserError("nothing in the row is trained on.", "It needs an answer of the assistant that has a loss.")
         labels = [token if weight else IGNORED for token, weight in zip(ids, weights, strict=True)]
@@ -116,6 +112,20 @@ class Encoder:
             for answers in (row.messages[len(prompt) :], row.rejected)
         ]
         return EncodedPair(both[0], both[1], _shared(*both))
+
+
+def _heaviest(segments: Sequence[Segment], spans: Sequence[range], count: int) -> tuple[list[float], list[Kind]]:
+    """Weight and kind of every token: those of the heaviest segment that it is in."""
+    weights, kinds, filled = [0.0] * count, list[Kind](["template"]) * count, 0
+    for segment, span in zip(segments, spans, strict=True):
+        for number in range(span.start, min(filled, span.stop)):
+            if segment.weight > weights[number]:
+                weights[number], kinds[number] = segment.weight, segment.kind
+        fresh = range(max(filled, span.start), span.stop)
+        weights[fresh.start : fresh.stop] = [segment.weight] * len(fresh)
+        kinds[fresh.start : fresh.stop] = [segment.kind] * len(fresh)
+        filled = max(filled, span.stop)
+    return weights, kinds
 
 
 def _check_text_only(row: Row) -> None:

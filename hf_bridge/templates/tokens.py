@@ -6,9 +6,9 @@ is set aside as one private character while the template is filled in, and comes
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -23,11 +23,11 @@ FIRST_PRIVATE = 0x100000
 PRIVATE = re.compile("([\U00100000-\U0010fffd])")
 
 
-class Token(NamedTuple):
-    """One token and the segments it is made of."""
+class Tokenised(NamedTuple):
+    """Token ids, and which of them each segment is made of; one across an edge belongs to both sides."""
 
-    id: int
-    segments: range
+    ids: list[int]
+    spans: list[range]
 
 
 class Tokens:
@@ -67,28 +67,31 @@ class Tokens:
         """`text` with special tokens where they were."""
         return PRIVATE.sub(lambda match: self.special[ord(match[1]) - FIRST_PRIVATE], text)
 
-    def encode(self, segments: Sequence[Segment]) -> list[Token]:
-        """The tokens of the segments' joined text. A token across an edge belongs to both sides."""
+    def encode(self, segments: Sequence[Segment]) -> Tokenised:
+        """The tokens of the segments' joined text."""
         text = "".join(segment.text for segment in segments)
-        ends = list(accumulate(len(segment.text) for segment in segments))
-        tokens, start = [], 0
+        ids: list[int] = []
+        firsts: list[int] = []  # of each token, its first character and the one behind its last
+        lasts: list[int] = []
+        start = 0
         for number, piece in enumerate(PRIVATE.split(text)):
-            for token_id, first, last in self._ids(piece, aside=number % 2 == 1):
-                low = bisect_right(ends, min(start + first, len(text) - 1))
-                high = bisect_right(ends, min(max(start + last - 1, start + first), len(text) - 1))
-                tokens.append(Token(token_id, range(low, high + 1)))
+            found, offsets = self._ids(piece, aside=number % 2 == 1)
+            ids += found
+            firsts += [start + first for first, _ in offsets]
+            lasts += [start + (last if last > first else first + 1) for first, last in offsets]
             start += len(piece)
-        return tokens
+        edges = [0, *accumulate(len(segment.text) for segment in segments)]
+        return Tokenised(ids, [range(bisect_right(lasts, a), bisect_left(firsts, b)) for a, b in pairwise(edges)])
 
-    def _ids(self, piece: str, aside: bool) -> list[tuple[int, int, int]]:
-        """Id, first and last character of every token of a piece."""
+    def _ids(self, piece: str, aside: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and the first character of every token of a piece and the one behind its last."""
         if not piece:
-            return []
+            return [], []
         if aside:
-            plain = self.tokenizer(self.restored(piece), add_special_tokens=False, split_special_tokens=True)
-            return [(token_id, 0, 1) for token_id in plain["input_ids"]]
+            ids = self.tokenizer(self.restored(piece), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            return ids, [(0, 1)] * len(ids)
         found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-        return [(token_id, *span) for token_id, span in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+        return found["input_ids"], found["offset_mapping"]
 
     def _text(self, text: str) -> str:
         if private := PRIVATE.search(text):
