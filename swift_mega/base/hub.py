@@ -18,6 +18,9 @@ from typing import Any, Protocol
 from swift_mega.base.errors import UserError
 
 MODELSCOPE = "ms::"
+HUGGING_FACE = "hf::"
+"""Says what is meant without a prefix, too."""
+PREFIXES = (MODELSCOPE, HUGGING_FACE)
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 WEIGHTS = ["*.safetensors"]
 ID_PART = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
@@ -70,7 +73,7 @@ def check_name(name: str) -> str:
     Raises:
         UserError: it cannot be an id.
     """
-    repository = name.removeprefix(MODELSCOPE)
+    repository = name.removeprefix(MODELSCOPE).removeprefix(HUGGING_FACE)
     if not is_id(repository):
         raise UserError(
             f"`{name}` is neither a folder here nor an id.",
@@ -249,7 +252,9 @@ def load_dataset(name: str, subset: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(repository, subset, split=split)
     except ValueError as error:  # an unknown subset or split; the message lists those there are
-        raise UserError(f"{name}: {error}", "Choose with `--subset` and `--split`.") from None
+        raise UserError(
+            f"{name}: {error}", "Choose with `--subset` and `--split`, or `:subset/split` behind the id."
+        ) from None
     except datasets.exceptions.DatasetNotFoundError:
         raise _no_repository(name, hub.title, "`hf auth login`") from None
     except ConnectionError as error:

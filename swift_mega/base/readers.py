@@ -1,16 +1,18 @@
-"""Texts out of files, in order, with the place each came from and a report of what could not be read.
+"""Texts or whole rows out of files, in order, with the place of each and a report of what could not be read.
 
 Reading is split in two so that a process pool can share the work: `Corpus.chunks` cuts the inputs into
-pieces of about half a megabyte, cheaply and in one process; `texts` turns a chunk into texts and bad rows, anywhere.
+pieces of about half a megabyte, cheaply and in one process; `texts` or `records` decodes a chunk, anywhere.
 
-    .jsonl .json .jsonl.gz .jsonl.zst    one JSON object a line (`.json` may also be one list)
-    .parquet                             a column of strings
+    .jsonl .json (.gz .zst)              one JSON object a line (`.json` may also be one list)
+    .csv .tsv (.gz .zst)                 columns that the first line names
+    .parquet .arrow                      columns; of texts one, of strings
     .txt (.gz .zst)                      one document a file, or a paragraph or line: `txt_documents`
-    org/name, ms::org/name               a data set on Hugging Face or ModelScope
+    org/name, hf::org/name, ms::…        a data set on Hugging Face or ModelScope
 
 Torch-free.
 """
 
+import csv
 import functools
 import glob
 import gzip
@@ -20,17 +22,17 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from swift_mega.base.console import counted
 from swift_mega.base.errors import UserError
-from swift_mega.base.hub import is_id, load_dataset
+from swift_mega.base.hub import PREFIXES, is_id, load_dataset
 from swift_mega.base.reading import read_errors_are_the_users
 
 CHUNK_BYTES = 1 << 19
@@ -40,10 +42,14 @@ SHOWN_BAD_ROWS = 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COMPRESSED = (".gz", ".zst")
 STRINGS = ("string", "large_string", "string_view")
-FORMATS = (".jsonl", ".json", ".parquet", ".txt")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+NOT_DATA = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""What `datasets` writes beside the `.arrow` files of a folder."""
 
 TxtDocuments = Literal["file", "paragraph", "line"]
 OnBadRow = Literal["raise", "skip"]
+Kind = Literal["json", "text", "table"]
+T = TypeVar("T")
 
 
 class Text(NamedTuple):
@@ -53,15 +59,22 @@ class Text(NamedTuple):
     where: str
 
 
+class Record(NamedTuple):
+    """A whole row by its columns, and the place it came from (`file:line`)."""
+
+    values: dict[str, Any]
+    where: str
+
+
 class BadRow(NamedTuple):
-    """A row that holds no text, and why."""
+    """A row that does not hold what it should, and why."""
 
     reason: str
     where: str
 
 
 class Unreadable(Exception):
-    """Why a row holds no text."""
+    """Why a row does not hold what it should."""
 
 
 @dataclass
@@ -96,16 +109,18 @@ class Chunk:
     Attributes:
         source: file or data set, for messages.
         first: number of the first row, from 1.
-        kind: `json`: each row is an object that has the text under a key; `text`: each row is a text.
+        kind: `json`: each row is an object; `text`: each row is a text; `table`: all are one Arrow stream.
         rows: UTF-8 bytes of each row; None where a column holds null. One `bytes` object is lines, with their ends.
         size: bytes of the source that were read for it.
+        bad: numbers of rows that could not even be cut out of the source, and why; their bytes are empty.
     """
 
     source: str
     first: int
-    kind: Literal["json", "text"]
+    kind: Kind
     rows: bytes | list[bytes | None]
     size: int
+    bad: dict[int, str] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -113,6 +128,8 @@ class Source(Protocol):
 
     name: str
     bytes: int
+    files: list[Path]
+    """Where its bytes lie on this machine."""
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order."""
@@ -123,16 +140,43 @@ class Source(Protocol):
 
 def texts(chunk: Chunk, text_key: str) -> Iterator[Text | BadRow]:
     """Every row of `chunk` as a text or a bad row. Blank lines of a JSONL file are no rows."""
-    rows = _lines(chunk.rows) if isinstance(chunk.rows, bytes) else chunk.rows
     decode = _text if chunk.kind == "text" else functools.partial(_json_text, key=text_key)
+    for row, where in _decoded(chunk, _rows(chunk), decode):
+        yield BadRow(row.reason, where) if isinstance(row, _Bad) else Text(row, where)
+
+
+def records(chunk: Chunk) -> Iterator[Record | BadRow]:
+    """Every row of `chunk` with all its columns, or a bad row. A text is a row with the one column `text`."""
+    if chunk.kind == "table":
+        rows: Any = _table_rows(chunk.rows)
+        decode: Callable[[Any], dict[str, Any]] = _whole
+    else:
+        rows, decode = _rows(chunk), _json_object if chunk.kind == "json" else _text_object
+    for row, where in _decoded(chunk, rows, decode):
+        yield BadRow(row.reason, where) if isinstance(row, _Bad) else Record(row, where)
+
+
+class _Bad(NamedTuple):
+    reason: str
+
+
+def _decoded(chunk: Chunk, rows: Any, decode: Callable[[Any], T]) -> Iterator[tuple[T | _Bad, str]]:
+    """What `decode` makes of each row, and its place."""
     for number, row in enumerate(rows, chunk.first):
-        if chunk.kind == "json" and row is not None and not row.strip():
-            continue
         where = f"{chunk.source}:{number}"
-        try:
-            yield Text(decode(row), where)
-        except Unreadable as error:
-            yield BadRow(str(error), where)
+        if number in chunk.bad:
+            yield _Bad(chunk.bad[number]), where
+        elif chunk.kind == "json" and row is not None and not row.strip():
+            continue
+        else:
+            try:
+                yield decode(row), where
+            except Unreadable as error:
+                yield _Bad(str(error)), where
+
+
+def _rows(chunk: Chunk) -> list[Any]:
+    return list(_lines(chunk.rows)) if isinstance(chunk.rows, bytes) else chunk.rows
 
 
 def _lines(rows: bytes) -> list[bytes]:
@@ -183,6 +227,49 @@ def _slow_json_text(row: str, key: str) -> str:
     return str(value[key])
 
 
+def _json_object(row: bytes | None) -> dict[str, Any]:
+    """All of a row.
+
+    Raises:
+        Unreadable: with the reason.
+    """
+    try:
+        value = msgspec.json.decode(row or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            value = json.loads(_text(row))  # also takes the NaN that Python writes
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Unreadable("half of a surrogate pair") from None
+        except (ValueError, RecursionError):
+            raise Unreadable("not valid JSON") from None
+    if not isinstance(value, dict):
+        raise Unreadable("not a JSON object")
+    return value
+
+
+def _text_object(row: bytes | None) -> dict[str, Any]:
+    return {"text": _text(row)}
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    return row
+
+
+def _table_rows(stream: Any) -> Iterator[dict[str, Any]]:
+    """Rows of an Arrow stream without fields that are null: Arrow knows no other way to say that one is absent."""
+    import pyarrow as pa
+
+    for row in pa.ipc.open_stream(stream).read_all().to_pylist():
+        yield _without_null(row)
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_null(inner) for name, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
+
+
 def no_key(key: str) -> str:
     """The reason of a bad row that has others."""
     return f"no key `{key}`"
@@ -190,17 +277,16 @@ def no_key(key: str) -> str:
 
 def first_keys(chunk: Chunk) -> list[str]:
     """The keys of the first row of a chunk of JSON objects."""
-    rows = _lines(chunk.rows) if isinstance(chunk.rows, bytes) else chunk.rows
-    first = next(row for row in rows if row and row.strip())
+    first = next(row for row in _rows(chunk) if row and row.strip())
     return list(json.loads(first))
 
 
 class Corpus:
-    """The texts of many inputs, one after the other.
+    """The rows of many inputs, one after the other.
 
     Args:
         inputs: files, folders, globs, data set ids; what each glob and folder finds is sorted by name.
-        text_key: key or column of the text.
+        text_key: key or column of the text; None: whole rows are wanted, to be read with `records`.
         txt_documents: what a document is in a `.txt` file.
         subset, split: of data sets on a hub.
 
@@ -212,7 +298,7 @@ class Corpus:
         self,
         inputs: list[str],
         *,
-        text_key: str = "text",
+        text_key: str | None = "text",
         txt_documents: TxtDocuments = "file",
         subset: str | None = None,
         split: str = "train",
@@ -237,6 +323,7 @@ class Corpus:
 
     def texts(self, bad_rows: BadRows, on_bad_row: OnBadRow = "raise") -> Iterator[Text]:
         """All texts in order; bad rows go to `bad_rows`, and with `raise` end the reading at once."""
+        assert self.text_key is not None
         for chunk in self.chunks():
             for row in texts(chunk, self.text_key):
                 if isinstance(row, BadRow):
@@ -255,7 +342,7 @@ def find_files(name: str) -> list[Path] | None:
         found = sorted(file for file in path.rglob("*") if _is_input(file.relative_to(path)) and file.is_file())
     elif any(character in name for character in "*?["):
         found = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
-    elif name.startswith("ms::") or (is_id(name) and not path.suffix[1:].isalpha()):  # `org/texts-1.0` is an id
+    elif name.startswith(PREFIXES) or (is_id(name) and not path.suffix[1:].isalpha()):  # `org/texts-1.0` is an id
         return None
     else:
         found = []
@@ -268,14 +355,17 @@ def find_files(name: str) -> list[Path] | None:
 
 def _is_input(path: Path) -> bool:
     """By name. Hidden ones are not, as a glob has it: editors and notebooks keep second copies there."""
-    return _format(path) in FORMATS and not any(part.startswith(".") for part in path.parts)
+    hidden = any(part.startswith(".") for part in path.parts)
+    return _format(path) in FORMATS and path.name not in NOT_DATA and not hidden
 
 
-def open_file(path: Path, text_key: str, txt_documents: TxtDocuments) -> Source:
+def open_file(path: Path, text_key: str | None, txt_documents: TxtDocuments) -> Source:
     """The reader for the format that the name of `path` says."""
     kind = _format(path)
-    if kind == ".parquet":
-        return ParquetFile(path, text_key)
+    if kind in TABLES:
+        return TABLES[kind](path, text_key)
+    if kind in DELIMITERS:
+        return DelimitedFile(path, DELIMITERS[kind])
     if kind == ".txt":
         return LinesFile(path, "text") if txt_documents == "line" else TextFile(path, txt_documents)
     if kind == ".json" and _starts_with_list(path):
@@ -331,6 +421,7 @@ class _File:
 
     def __post_init__(self) -> None:
         self.name = str(self.path)
+        self.files = [self.path]
         self.bytes = self.path.stat().st_size
 
     def sha256(self) -> str:
@@ -356,7 +447,7 @@ class _File:
 class LinesFile(_File):
     """One row a line."""
 
-    kind: Literal["json", "text"]
+    kind: Kind
 
     def chunks(self) -> Iterator[Chunk]:
         first = 1
@@ -396,53 +487,165 @@ class JsonList(_File):
         yield from _in_chunks(self.name, "json", [bytes(row) for row in rows], self.bytes)
 
 
-@dataclass
-class ParquetFile(_File):
-    """One column of a Parquet file."""
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
-    column: str
+
+@dataclass
+class DelimitedFile(_File):
+    """Columns that the first line names; every value is a string, and the place of a row is the line it begins at.
+
+    Raises:
+        UserError: not UTF-8, a quote that is never closed, two columns of one name, no line at all.
+    """
+
+    delimiter: str
+
+    def chunks(self) -> Iterator[Chunk]:
+        csv.field_size_limit(2**31 - 1)  # the module's own limit, 128 kB, is less than a document
+        with _opened(self.path) as (stored, content):
+            lines = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+            reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
+            try:
+                yield from self._cut(reader, stored)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{self.path} cannot be read after line {reader.line_num}: {error}.",
+                    "Mend it, or write JSONL.",
+                ) from None
+
+    def _cut(self, reader: Any, stored: BinaryIO) -> Iterator[Chunk]:
+        columns = self._columns(next(reader, []))
+        first, done, size = reader.line_num + 1, 0, 0
+        rows: list[bytes | None] = []
+        bad: dict[int, str] = {}
+        for values in reader:
+            row, line = b"", first + len(rows)
+            if len(values) == len(columns):
+                row = msgspec.json.encode(dict(zip(columns, values, strict=True)))
+            elif values:
+                bad[line] = f"{counted(len(values), 'value')} for {counted(len(columns), 'column')}"
+            rows += [row] + [b""] * (reader.line_num - line)
+            size += len(row)
+            if size >= CHUNK_BYTES:
+                yield Chunk(self.name, first, "json", rows, stored.tell() - done, bad)
+                first, done, size, rows, bad = reader.line_num + 1, stored.tell(), 0, [], {}
+        yield Chunk(self.name, first, "json", rows, self.bytes - done, bad)
+
+    def _columns(self, names: list[str]) -> list[str]:
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice or not names:
+            wrong = f"has two columns `{twice[0]}`" if twice else "is empty"
+            raise UserError(f"{self.path} {wrong}.", "Its first line has to name the columns.")
+        return names
+
+
+@dataclass
+class ArrowTable(_File):
+    """A file of columns: one of them as texts, or all of them."""
+
+    column: str | None
 
     def chunks(self) -> Iterator[Chunk]:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         with read_errors_are_the_users(self.path), self.path.open("rb"):
             pass  # Arrow would call it damaged
         try:
-            file = pq.ParquetFile(self.path)
-            _check_column(self.name, self.column, file.schema_arrow)
-            first = 1
-            for batch in file.iter_batches(batch_size=1024, columns=[self.column]):
-                rows = batch.column(0).cast(pa.binary()).to_pylist()
-                yield Chunk(self.name, first, "text", rows, self.bytes * len(rows) // max(1, file.metadata.num_rows))
-                first += len(rows)
+            rows, schema, batches = self._open()
+            if self.column is not None:
+                _check_column(self.name, self.column, schema)
+            yield from _table_chunks(self.name, self.column, batches, self.bytes, rows)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.path} cannot be read as Parquet: {error}.", "Fetch the file again.") from None
+            raise UserError(f"{self.path} cannot be read as {self.format}: {error}.", "Fetch the file again.") from None
+
+    format = ""
+
+    def _open(self) -> tuple[int, Any, Iterator[Any]]:
+        """Number of rows, schema, and record batches of the wanted columns."""
+        raise NotImplementedError
+
+
+class ParquetFile(ArrowTable):
+    """A Parquet file."""
+
+    format = "Parquet"
+
+    def _open(self) -> tuple[int, Any, Iterator[Any]]:
+        import pyarrow.parquet as pq
+
+        file = pq.ParquetFile(self.path)
+        columns = None if self.column is None else [self.column]
+        return file.metadata.num_rows, file.schema_arrow, file.iter_batches(batch_size=TABLE_ROWS, columns=columns)
+
+
+class ArrowFile(ArrowTable):
+    """An Arrow file, or the Arrow stream that `datasets` writes."""
+
+    format = "Arrow"
+
+    def _open(self) -> tuple[int, Any, Iterator[Any]]:
+        import pyarrow as pa
+
+        mapped = pa.memory_map(str(self.path))
+        is_file = mapped.read(6) == b"ARROW1"
+        mapped.seek(0)
+        table = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped).read_all()
+        wanted = table if self.column is None or self.column not in table.schema.names else table.select([self.column])
+        return table.num_rows, table.schema, iter(wanted.to_batches(TABLE_ROWS))
+
+
+TABLES: dict[str, type[ArrowTable]] = {".parquet": ParquetFile, ".arrow": ArrowFile}
+TABLE_ROWS = 1024
+
+
+def _table_chunks(name: str, column: str | None, batches: Iterator[Any], size: int, rows: int) -> Iterator[Chunk]:
+    """Record batches as chunks; `size` bytes are shared out over `rows`."""
+    import pyarrow as pa
+
+    first = 1
+    for batch in batches:
+        count = batch.num_rows
+        if column is not None:
+            texts_of = batch.column(0).cast(pa.binary()).to_pylist()
+            yield Chunk(name, first, "text", texts_of, size * count // max(1, rows))
+        else:
+            step = max(1, count * CHUNK_BYTES // max(1, batch.nbytes))
+            for start in range(0, count, step):
+                part = batch.slice(start, step)
+                yield Chunk(name, first + start, "table", _stream(part), size * part.num_rows // max(1, rows))
+        first += count
+
+
+def _stream(batch: Any) -> bytes:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
 
 
 class HubDataset:
     """A data set on Hugging Face (`org/name`) or ModelScope (`ms::org/name`)."""
 
-    def __init__(self, name: str, column: str, subset: str | None, split: str) -> None:
+    def __init__(self, name: str, column: str | None, subset: str | None, split: str) -> None:
         self.name = f"{name}:{subset}/{split}" if subset else f"{name}:{split}"
         self.column = column
         self._dataset = load_dataset(name, subset, split)
-        _check_column(self.name, column, self._dataset.features)
-        self._files = [Path(file["filename"]) for file in self._dataset.cache_files]
-        self.bytes = sum(file.stat().st_size for file in self._files)
+        if column is not None:
+            _check_column(self.name, column, self._dataset.features)
+        self.files = [Path(file["filename"]) for file in self._dataset.cache_files]
+        self.bytes = sum(file.stat().st_size for file in self.files)
 
     def chunks(self) -> Iterator[Chunk]:
-        import pyarrow as pa
-
-        first = 1
-        for table in self._dataset.select_columns([self.column]).with_format("arrow").iter(batch_size=1024):
-            rows = table.column(0).cast(pa.binary()).to_pylist()
-            yield Chunk(self.name, first, "text", rows, self.bytes * len(rows) // max(1, len(self._dataset)))
-            first += len(rows)
+        wanted = self._dataset if self.column is None else self._dataset.select_columns([self.column])
+        tables = wanted.with_format("arrow").iter(batch_size=TABLE_ROWS)
+        batches = (table.combine_chunks().to_batches()[0] for table in tables)
+        return _table_chunks(self.name, self.column, batches, self.bytes, len(wanted))
 
     def sha256(self) -> str:
         digest = hashlib.sha256()
-        for path in self._files:
+        for path in self.files:
             with path.open("rb") as file:
                 while block := file.read(CHUNK_BYTES):
                     digest.update(block)
@@ -460,7 +663,7 @@ def _check_column(name: str, column: str, schema: Any) -> None:
         raise UserError(f"the column `{column}` of {name} holds {kind}, not strings.", "Choose another `--text-key`.")
 
 
-def _in_chunks(name: str, kind: Literal["json", "text"], rows: list[bytes | None], size: int) -> Iterator[Chunk]:
+def _in_chunks(name: str, kind: Kind, rows: list[bytes | None], size: int) -> Iterator[Chunk]:
     """Rows that are in memory already, in pieces; `size` is shared out evenly."""
     for first in range(0, len(rows), 1024):
         part = rows[first : first + 1024]

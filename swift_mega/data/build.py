@@ -9,17 +9,11 @@ import concurrent.futures
 import contextlib
 import glob
 import importlib.util
-import multiprocessing
 import os
 import shutil
-import signal
 import socket
-import sys
 import tempfile
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from swift_mega.base import pool
 from swift_mega.base.console import counted, progress, say
 from swift_mega.base.errors import UserError
 from swift_mega.base.readers import (
@@ -55,9 +50,6 @@ Encode = Callable[[Iterable[Chunk]], Iterator[Encoded]]
 
 UNFINISHED = ".unfinished"
 """Suffix of the folder that a build works in."""
-
-CHUNKS_AHEAD = 3
-"""Per worker: enough that none waits for the writer, little enough that memory stays at a few megabytes each."""
 
 SHOWN_SOURCES = 3
 SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 32, 2000
@@ -252,11 +244,13 @@ def _sample(corpus: Corpus) -> list[str]:
     Raises:
         UserError: none of the first rows has the key that the text should be under.
     """
+    key = corpus.text_key
+    assert key is not None
     chunk = next(corpus.chunks(), None)
-    rows = list(islice(texts(chunk, corpus.text_key), SAMPLED_DOCUMENTS)) if chunk else []
-    if chunk and rows and all(isinstance(row, BadRow) and row.reason == no_key(corpus.text_key) for row in rows):
+    rows = list(islice(texts(chunk, key), SAMPLED_DOCUMENTS)) if chunk else []
+    if chunk and rows and all(isinstance(row, BadRow) and row.reason == no_key(key) for row in rows):
         raise UserError(
-            f"{chunk.source} has no key `{corpus.text_key}`.",
+            f"{chunk.source} has no key `{key}`.",
             f"Keys of its first row: {', '.join(first_keys(chunk))} (`--text-key`).",
         )
     return [row.text[:SAMPLED_CHARACTERS] for row in rows if not isinstance(row, BadRow)]
@@ -280,9 +274,7 @@ def _refusal(encoding: Encoding, sample: list[str], expected: list[list[int]]) -
 
 
 def _worker_count(workers: int | None, corpus: Corpus) -> int:
-    """Not more processes than chunks: starting one takes as long as tokenizing one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(workers or cores, corpus.bytes // CHUNK_BYTES))
+    return pool.useful_workers(workers, corpus.bytes // CHUNK_BYTES)
 
 
 @dataclass
@@ -347,42 +339,8 @@ def _encoders(encoding: Encoding, workers: int) -> Iterator[Encode]:
         encoder = Encoder(encoding)
         yield lambda chunks: map(encoder, chunks)
         return
-    # Forked where that is sound, so that a worker starts with the tokenizer loaded and without importing the caller's
-    # script again, which may be a heavy one.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (encoding,))
-    try:
-        pool.submit(os.getpid).result()  # starts them all now, while this process has no second thread
-        yield lambda chunks: _in_order(pool, chunks, workers * CHUNKS_AHEAD)
-    except BrokenProcessPool:
-        raise UserError("a tokenizing process was killed, most likely for memory.", "Use fewer `--workers`.") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _in_order(pool: concurrent.futures.Executor, chunks: Iterable[Chunk], ahead: int) -> Iterator[Encoded]:
-    """The chunks, tokenized; at most `ahead` of them are on their way."""
-    pending: deque[concurrent.futures.Future[Encoded]] = deque()
-    for chunk in chunks:
-        pending.append(pool.submit(encode_chunk, chunk))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _start_worker(encoding: Encoding) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    start_worker(encoding)
-
-
-def _end_with_parent() -> None:
-    """A pool's workers do not notice that their parent was killed; without this they would wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    with pool.in_order(encode_chunk, workers, start_worker, (encoding,)) as encode:
+        yield encode
 
 
 def _describe_sources(corpus: Corpus) -> list[Source]:

@@ -29,8 +29,8 @@ def _add_build(commands: Any) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .json, .parquet or .txt (text formats also .gz, .zst), a folder or a quoted glob of them, "
-        "`org/name` on Hugging Face, or `ms::org/name` on ModelScope",
+        help=".jsonl, .json, .csv, .tsv, .txt (these also .gz, .zst), .parquet or .arrow, a folder or a quoted glob "
+        "of them, `org/name` on Hugging Face, or `ms::org/name` on ModelScope",
     )
     build.add_argument("--tokenizer", required=True, metavar="FOLDER", help="folder or id of a Hugging Face tokenizer")
     build.add_argument("--output", required=True, metavar="PREFIX", help="path of the files, without .bin")

@@ -45,6 +45,18 @@ def write_parquet(path: Path) -> None:
     pq.write_table(pa.table({"text": TEXTS, "n": range(len(TEXTS))}), path)
 
 
+def write_arrow_stream(path: Path) -> None:
+    table = pa.table({"text": TEXTS, "n": range(len(TEXTS))})
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_arrow_file(path: Path) -> None:
+    table = pa.table({"text": TEXTS})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "a.jsonl": write_jsonl,
     "a.json": write_jsonl,
@@ -52,6 +64,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "a.jsonl.zst": write_zst,
     "list.json": write_list,
     "a.parquet": write_parquet,
+    "a.arrow": write_arrow_stream,
+    "b.arrow": write_arrow_file,
 }
 
 
@@ -65,6 +79,16 @@ def test_formats(tmp_path: Path, name: str, chunk_bytes: int, monkeypatch: pytes
     assert texts == TEXTS
     assert places == [f"{path}:{number}" for number in range(1, 5)]
     assert not bad.reasons
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_whole_rows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    WRITERS[name](path)
+    rows = [row for chunk in Corpus([str(path)], text_key=None).chunks() for row in readers.records(chunk)]
+    assert all(isinstance(row, readers.Record) for row in rows)
+    assert [row.values["text"] for row in rows if isinstance(row, readers.Record)] == TEXTS
+    assert [row.where for row in rows] == [f"{path}:{number}" for number in range(1, 5)]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -179,7 +203,7 @@ def damaged(path: Path, write: Callable[[Path], None]) -> None:
     [
         ("missing.jsonl", lambda path: None, "is no file"),
         ("*.nothing", lambda path: None, "is no file"),
-        ("a.csv", lambda path: path.write_text("a,b"), r"format `.csv` is not known"),
+        ("a.xlsx", lambda path: path.write_text("a,b"), r"format `.xlsx` is not known"),
         ("a.jsonl.gz", lambda path: damaged(path, write_gz), "cannot be read to its end"),
         ("a.jsonl.zst", lambda path: damaged(path, write_zst), "cannot be read to its end"),
         ("a.json.gz", lambda path: path.write_bytes(b"not gzip"), "cannot be read to its end: Not a gzipped file"),
@@ -223,3 +247,53 @@ def test_ids_of_data_sets(name: str) -> None:
 def test_files_that_are_not_there(name: str) -> None:
     with pytest.raises(UserError, match="is no file"):
         readers.find_files(name)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_columns_of_csv(tmp_path: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row stands where its first line does; one with too many values is a bad row, an empty line none."""
+    monkeypatch.setattr(readers, "CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'\xef\xbb\xbftext,n\r\n"two\r\nlines, ""quoted""",1\r\n\r\na,b,c\r\nlast,2\r\n')
+    texts, places, bad = read(path, policy="skip")
+    assert texts == ['two\r\nlines, "quoted"', "last"]
+    assert places == [f"{path}:2", f"{path}:6"]
+    assert [(row.where, row.reason) for row in bad.first] == [(f"{path}:5", "3 values for 2 columns")]
+    corpus = Corpus([str(path)])
+    assert sum(chunk.size for chunk in corpus.chunks()) == corpus.bytes
+
+
+def test_columns_of_tsv(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"n\ttext\n1\tone, two\n"))
+    assert read(tmp_path / "a.tsv.gz")[0] == ["one, two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"a,b,a\n", "two columns `a`"),
+        (b'text\n"open\n', "after line 2: unexpected end of data"),
+        (b"text\n\xff\n", "cannot be read after line"),
+    ],
+)
+def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "a.csv")
+
+
+def test_absent_fields_of_a_table_are_absent(tmp_path: Path) -> None:
+    """Arrow gives every struct the fields of all."""
+    rows = [{"calls": [{"a": 1}], "x": None}, {"calls": [{"b": "2"}], "x": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (chunk,) = Corpus([str(tmp_path / "a.parquet")], text_key=None).chunks()
+    values = [row.values for row in readers.records(chunk) if isinstance(row, readers.Record)]
+    assert values == [{"calls": [{"a": 1}]}, {"calls": [{"b": "2"}], "x": 1}]
+
+
+def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
+    assert read(tmp_path / "saved")[0] == TEXTS
