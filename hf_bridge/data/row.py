@@ -36,7 +36,10 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A conversation, or with `rejected` or `label` a preference."""
+    """A conversation, or with `rejected` or `label` a preference.
+
+    Plain text, as for pretraining, is a single message of the assistant.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
@@ -48,10 +51,13 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     objects: dict[str, Any] | None = None
     """Grounding: `ref` (names), `bbox` (boxes) and `bbox_type` (`real`, `norm_1000`, `norm_1`)."""
     rejected: tuple[Message, ...] | None = None
-    """In the place of the last turn of the assistant: the worse answer."""
+    """In the place of the last turn of the assistant, which is all behind the last message of the user: the worse
+    answer. Where tools are called in between, those messages are in it, too."""
     label: bool | float | None = None
     """KTO: whether the answer is wanted; classification and reward: its value."""
     margin: float | None = None
     """Of a reward model: by how much the answer is better than `rejected`."""
     channel: str | None = None
     """Name of the part of the data that it is from, whose loss is reported apart."""
+    extra: dict[str, Any] = {}
+    """Columns that were asked to be kept, such as the solution that a reward function compares with."""
