@@ -33,7 +33,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def alone_in(folder: Path, option: str) -> Iterator[None]:
+def alone_in(folder: Path, option: str, wait_s: float = WAIT_S) -> Iterator[None]:
     """Inside, no other process of any machine is inside for the same folder, which must exist.
 
     Not for two threads of one process; that is no conflict to the system.
@@ -41,13 +41,14 @@ def alone_in(folder: Path, option: str) -> Iterator[None]:
     Args:
         folder: on a file system without locks this is said, and nothing is guarded.
         option: what names another folder, such as `output`.
+        wait_s: seconds to wait for another process. `math.inf` where it does what this one would do.
 
     Raises:
         UserError: another process is inside, and was not killed a moment ago.
     """
     with (folder / FILE).open("a+", encoding="utf-8") as file:
         try:
-            _wait_for(file, folder, option)
+            _wait_for(file, folder, option, wait_s)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -58,8 +59,8 @@ def alone_in(folder: Path, option: str) -> Iterator[None]:
         yield
 
 
-def _wait_for(file: IO[str], folder: Path, option: str) -> None:
-    deadline = time.monotonic() + WAIT_S
+def _wait_for(file: IO[str], folder: Path, option: str, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -304,6 +304,7 @@ class Corpus:
         split: str = "train",
     ) -> None:
         self.text_key = text_key
+        self.txt_documents = txt_documents
         self.sources: list[Source] = []
         for name in inputs:
             with read_errors_are_the_users(name):
@@ -640,7 +641,7 @@ class HubDataset:
     def chunks(self) -> Iterator[Chunk]:
         wanted = self._dataset if self.column is None else self._dataset.select_columns([self.column])
         tables = wanted.with_format("arrow").iter(batch_size=TABLE_ROWS)
-        batches = (table.combine_chunks().to_batches()[0] for table in tables)
+        batches = (batch for table in tables for batch in table.to_batches())
         return _table_chunks(self.name, self.column, batches, self.bytes, len(wanted))
 
     def sha256(self) -> str:
