@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hf_bridge.data.messages import Turns, kind
+from hf_bridge.data.messages import Turns, json_of, kind
 from hf_bridge.data.row import Message
 from swift_mega.base.readers import Unreadable
 
@@ -157,7 +157,8 @@ def _question(row: Fields, prompt: str, more: str | None, turns: Turns) -> tuple
 def _history(row: Fields) -> tuple[Message, ...]:
     """Earlier rounds, each a question and its answer; a round without a question begins with the answer."""
     messages: list[Message] = []
-    for pair in row.get("history") or []:
+    history = row.get("history") or []
+    for pair in json_of(history, "`history`") if isinstance(history, str) else history:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str | None) for text in pair):
             raise Unreadable("a round of `history` is not a question and an answer")
         roles = ("user", "assistant")

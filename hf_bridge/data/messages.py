@@ -111,8 +111,9 @@ class Turns:
         role = values.get("role")
         if role is None:
             raise Unreadable("a turn without a role")
-        if not isinstance(role, str) or role not in ROLES:
+        if not isinstance(role, str) or role.lower() not in ROLES:
             raise Unreadable(f"unknown role `{role}`")
+        role = role.lower()
         content, calls = values.get("content", ""), _calls(values)
         if role in CALLS:
             content, calls = "", tuple(map(call, _parsed(content, f"content of role `{role}`")))

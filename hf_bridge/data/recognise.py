@@ -16,7 +16,7 @@ from swift_mega.base.readers import Unreadable
 PLURAL = {"image": "images", "video": "videos", "audio": "audios"}
 BOX_TYPES = ("real", "norm_1000", "norm_1")
 WORDS = {"true": True, "false": False}
-"""How a format that knows only strings writes a label."""
+"""How CSV writes a label."""
 
 
 class Recognition(msgspec.Struct, frozen=True):
@@ -130,7 +130,7 @@ def _row(conversation: Conversation, common: dict[str, Any], in_turns: Media) ->
         objects=_objects(common["objects"]) if common.get("objects") else None,
         rejected=conversation.rejected,
         label=_label(common.get("label")),
-        margin=number(common.get("margin"), "margin"),
+        margin=number(_unquoted(common.get("margin")), "margin"),
         channel=_channel(common.get("channel")),
         **media,
     )
@@ -148,6 +148,8 @@ def _with_system(messages: tuple[Message, ...], system: Any) -> tuple[Message, .
 
 def _media(medium: str, common: dict[str, Any], in_turns: Media) -> tuple[str, ...]:
     value = common.get(PLURAL[medium], [])
+    if isinstance(value, str) and value.startswith("["):
+        value = json_of(value, f"`{PLURAL[medium]}`")
     column = tuple(location(one, medium) for one in (value if isinstance(value, list) else [value]))
     if column and in_turns.of(medium):
         raise Unreadable(f"{PLURAL[medium]} both as a column and in the turns")
@@ -181,9 +183,20 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _label(value: Any) -> bool | float | None:
-    if isinstance(value, str) and value.lower() in WORDS:
-        return WORDS[value.lower()]
+    value = _unquoted(value)
     return value if isinstance(value, bool) else number(value, "label")
+
+
+def _unquoted(value: Any) -> Any:
+    """A number, true or false out of a format that knows only strings; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in WORDS:
+        return WORDS[value.lower()]
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _channel(value: Any) -> str | None:

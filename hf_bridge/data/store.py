@@ -35,7 +35,7 @@ from swift_mega.base import pool, readers
 from swift_mega.base.console import progress
 from swift_mega.base.lock import alone_in
 from swift_mega.base.readers import CHUNK_BYTES, Corpus
-from swift_mega.base.writing import write_errors_are_the_users
+from swift_mega.base.writing import unfinished_folder, write_errors_are_the_users
 
 CODE: tuple[ModuleType, ...] = (readers, formats, messages, reading, recognise, row, self_cognition)
 """What decides which rows come out of which bytes."""
@@ -104,8 +104,8 @@ def stored(corpus: Corpus, options: Recognition, cache: Path, workers: int | Non
 
 def _write(corpus: Corpus, options: Recognition, folder: Path, workers: int) -> None:
     """Under a name of its own first: whoever finds a file finds all of it."""
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
-        new, report, lengths = Path(unfinished), Report(), list[np.ndarray]()
+    with unfinished_folder(folder, "rows") as new:
+        report, lengths = Report(), list[np.ndarray]()
         with (
             (new / "rows.bin").open("wb") as file,
             progress(corpus.bytes, "reading rows", "B", unit_scale=True) as bar,

@@ -1,7 +1,11 @@
-"""Files that cannot be written: the system's refusals in the words of the person who can mend them."""
+"""Files that are written in one piece or not at all, and the system's refusals in the words of who can mend them."""
 
 import errno
+import glob
 import os
+import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +17,36 @@ REFUSED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # a file where a folder should be, or the other way round
 )
+
+
+UNFINISHED = ".unfinished"
+"""Suffix of a folder that something is written in before it gets its name."""
+
+
+@contextmanager
+def unfinished_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder in `parent`, so on the same disk that files can be renamed; gone afterwards, whatever happens.
+
+    What a killed process of this machine has left under the same `name` goes, too.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    mine = f".{name}.{socket.gethostname()}-"
+    for left in parent.glob(f"{glob.escape(mine)}*{UNFINISHED}"):
+        pid = left.name.removeprefix(mine).partition(".")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(UNFINISHED, f"{mine}{os.getpid()}.", parent) as folder:
+        yield Path(folder)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 @contextmanager

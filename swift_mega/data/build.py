@@ -7,12 +7,8 @@ written under temporary names and renamed at the end, the manifest last: a prefi
 
 import concurrent.futures
 import contextlib
-import glob
 import importlib.util
 import os
-import shutil
-import socket
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -36,7 +32,7 @@ from swift_mega.base.readers import (
     no_key,
     texts,
 )
-from swift_mega.base.writing import write_errors_are_the_users
+from swift_mega.base.writing import unfinished_folder, write_errors_are_the_users
 from swift_mega.data.encode import Encoded, Encoder, Encoding, encode_chunk, engines, start_worker
 from swift_mega.data.indexed import IndexedWriter, bin_path, idx_path, read_index, token_dtype
 from swift_mega.data.manifest import Manifest, Source, manifest_path, read_manifest, write_manifest
@@ -47,9 +43,6 @@ if TYPE_CHECKING:
 
 EngineChoice = Literal["auto", "tokenizers", "gigatoken"]
 Encode = Callable[[Iterable[Chunk]], Iterator[Encoded]]
-
-UNFINISHED = ".unfinished"
-"""Suffix of the folder that a build works in."""
 
 SHOWN_SOURCES = 3
 SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 32, 2000
@@ -122,7 +115,7 @@ def build(
     encoding = _choose_engine(_encoding(loaded, info, options), engine, corpus, loaded)
     with (
         write_errors_are_the_users(output, option="`--output`"),
-        _temporary_files(output) as folder,
+        unfinished_folder(output.parent, output.name) as folder,
         _encoders(encoding, _worker_count(workers, corpus)) as encode,
         concurrent.futures.ThreadPoolExecutor(1) as hashing,
     ):
@@ -345,29 +338,6 @@ def _encoders(encoding: Encoding, workers: int) -> Iterator[Encode]:
 
 def _describe_sources(corpus: Corpus) -> list[Source]:
     return [Source(path=source.name, bytes=source.bytes, sha256=source.sha256()) for source in corpus.sources]
-
-
-@contextlib.contextmanager
-def _temporary_files(output: Path) -> Iterator[Path]:
-    """A folder beside the output, on the same disk so that files can be renamed; gone afterwards, whatever happens."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    mine = f".{output.name}.{socket.gethostname()}-"
-    for left in output.parent.glob(f"{glob.escape(mine)}*{UNFINISHED}"):
-        pid = left.name.removeprefix(mine).partition(".")[0]
-        if pid.isdigit() and not _is_running(int(pid)):  # killed
-            shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(UNFINISHED, f"{mine}{os.getpid()}.", output.parent) as folder:
-        yield Path(folder)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's
-    return True
 
 
 def _publish(folder: Path, output: Path) -> None:

@@ -36,6 +36,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "Alpaca, all in the input": {"instruction": "", "input": Q, "output": A},
     "prompt and completion": {"prompt": [USER], "completion": [GPT]},
     "question and answer": {"question": Q, "answer": A},
+    "roles in capitals": {"messages": [{**USER, "role": "User"}, {**GPT, "role": "Assistant"}]},
     "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, GPT]},
 }
 
@@ -158,7 +159,14 @@ def test_a_worse_last_answer_keeps_the_calls_before_it() -> None:
     assert row.rejected == (*CALLING[1:3], WORSE)
 
 
-@pytest.mark.parametrize("label", [True, False, "false"])
+def test_strings_of_a_format_that_knows_nothing_else() -> None:
+    row = read(
+        {"query": Q, "response": A, "label": "1", "history": '[["a", "b"]]', "images": '["x.png"]', "margin": "2"}
+    )
+    assert (row.label, row.margin, row.images, len(row.messages)) == (1.0, 2.0, ("x.png",), 4)
+
+
+@pytest.mark.parametrize("label", [True, False, "False"])
 def test_kto(label: bool | str) -> None:
     expected = Row(messages=(ASKED, GOOD), label=label is True)
     assert read({"prompt": Q, "completion": A, "label": label}) == expected

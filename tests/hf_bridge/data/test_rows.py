@@ -345,6 +345,14 @@ def test_a_bad_row_ends_a_stream(write: Write) -> None:
         list(RowStream(RowsConfig(dataset=[write("a", 3, "{")])))
 
 
+def test_a_line_of_ten_megabytes(tmp_path: Path, load: Callable[..., Loaded]) -> None:
+    text = "x" * 10_000_000
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "{text}"}}\n{{"text": "y"}}\n')
+    (tmp_path / "a.csv").write_text(f"text\n{text}\ny\n")
+    for name in ("a.jsonl", "a.csv"):
+        assert asked(load(str(tmp_path / name)).train) == [text, "y"]
+
+
 def test_numbers_too_large_to_keep(tmp_path: Path) -> None:
     row = {"query": "x", "response": "y", "tools": [{"name": "f", "n": 2**70}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
