@@ -1,4 +1,4 @@
-"""Show the first rows of data as a model would be trained on them: text coloured by its weight in the loss, and lengths.
+"""Show the first rows of data as a model is trained on them: text coloured by its weight in the loss, and lengths.
 
   swift-mega bridge show-data --model Qwen/Qwen3-0.6B --dataset data/chat.jsonl
   swift-mega bridge show-data --model models/mine --dataset alpaca-en#500 --template chatml --max-length 2048
@@ -125,8 +125,8 @@ def _measure(encode: "Encoder", rows: "Sequence[Row]", max_length: int | None) -
         lengths.sort()
         middle, most = lengths[len(lengths) // 2], lengths[int(len(lengths) * 0.95)]
         say(
-            f"━━ {counted(len(lengths), 'row')}: {middle:,} tokens in the middle, 95 % have at most {most:,}, the longest "
-            f"{lengths[-1]:,}; {trained:,} tokens are trained on"
+            f"━━ {counted(len(lengths), 'row')}: {middle:,} tokens in the middle, 95 % have at most {most:,}, "
+            f"the longest {lengths[-1]:,}; {trained:,} tokens are trained on"
         )
     if max_length is not None:
         longer = sum(length > max_length for length in lengths)
