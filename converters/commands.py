@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads that copy (default: 2)")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that share the work (default: 1)")
     parser.add_argument(
-        "--node-rank", type=int, default=0, metavar="I", help="which of them this is, from 0; they must all see DST"
+        "--node-rank", type=int, metavar="I", help="which of them this is, from 0; they must all see DST"
     )
     parser.add_argument("--push", metavar="REPO", help=f"upload DST when it is complete: to {REPOSITORY}")
     parser.add_argument("--private", action="store_true", help=f"of --push: {PRIVATE}")
@@ -110,6 +110,12 @@ def run(args: argparse.Namespace) -> None:
     for name in ("vocab_divisible_by", "target_tp", "target_pp", "target_vpp", "target_ep", "jobs", "nodes"):
         if (number := getattr(args, name)) is not None and number < 1:
             raise UserError(f"--{name.replace('_', '-')} is {number}.", "Give a number of at least 1.")
+    if args.node_rank is None and args.nodes > 1:
+        raise UserError(
+            f"--nodes is {args.nodes}, and which of them this is is not said.",
+            f"Give every machine its own --node-rank, 0 to {args.nodes - 1}.",
+        )
+    args.node_rank = args.node_rank or 0
     if not 0 <= args.node_rank < args.nodes:
         raise UserError(f"--node-rank is {args.node_rank} of --nodes {args.nodes}.", f"Give 0 to {args.nodes - 1}.")
     options = Options(

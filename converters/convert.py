@@ -43,6 +43,7 @@ from converters.stores.files import json_bytes
 from converters.tensors import TensorSpec
 from swift_mega.base.console import progress, say
 from swift_mega.base.errors import UserError
+from swift_mega.base.lock import alone_in
 from swift_mega.base.writing import write_errors_are_the_users
 
 Format = Literal["megatron", "hf", "legacy"]
@@ -173,16 +174,19 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
         if opened.adaptable is not None:
             raise UserError(f"{source} is an adapter itself.", "Give the base model as SRC.")
         opened = merged(opened, options.adapter, options.dtype)
-    if direction == "hf" and opened.kind in ("hf", "peft") and not opened.decodes:
+    changed = opened.decodes or options.dtype or options.max_shard_bytes != Options.max_shard_bytes
+    if direction == "hf" and opened.kind in ("hf", "peft") and not changed:
         raise UserError(
             f"{source} is a {NAMES[opened.kind]} folder of plain weights already.",
-            f"Say --to {other}; `swift-mega convert push` uploads a folder as it is.",
+            f"Say --to {other}, or what is to change: --dtype, --max-shard-size, --adapter. `swift-mega convert push` "
+            "uploads a folder as it is.",
         )
     if opened.adaptable is not None and direction != other:
         raise UserError(
             f"{source} is a {NAMES[opened.kind]}; it cannot become --to {direction}.",
             f"Leave out --to, or say --to {other}, which is the other kind of adapter.",
         )
+    _check_options(options, direction, opened)
     staging = _staging(source, target, options.overwrite)
     conversion = _CONVERSIONS[direction](opened, staging, options)
     _say(conversion)
@@ -191,11 +195,37 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
 
         say_forecast(conversion, target, options.jobs)
         return
-    with _renamed(staging, target) as rename:
+    with _alone(staging, options), _renamed(staging, target) as rename:
+        _staging(source, target, options.overwrite)  # another process may have written it a moment ago
         finished = _carry_out(conversion, staging, options)
         if finished:
             rename()
     say(f"wrote {target}" if finished else f"done; machine 0 finishes {target}")
+
+
+ONLY_FOR: dict[str, tuple[Format, ...]] = {
+    "vocab_divisible_by": ("megatron", "legacy"),
+    "target_tp": ("megatron", "legacy"),
+    "target_pp": ("legacy",),
+    "target_vpp": ("legacy",),
+    "target_ep": ("legacy",),
+    "layer_spec": ("legacy",),
+    "keys": ("megatron",),
+    "max_shard_bytes": ("hf",),
+}
+"""Options that mean nothing to other targets."""
+
+
+def _check_options(options: Options, direction: Format, source: Source) -> None:
+    for name, formats in ONLY_FOR.items():
+        if getattr(options, name) != getattr(Options, name) and direction not in formats:
+            option = "--max-shard-size" if name == "max_shard_bytes" else f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} is of {' and '.join(f'--to {one}' for one in formats)}, and this writes {NAMES[direction]}.",
+                f"Leave it out, or say --to {formats[0]}.",
+            )
+    if options.lora != Options.lora and source.kind != "peft":
+        raise UserError(f"--lora is of a PEFT adapter, and {source.path} is none.", "Leave it out.")
 
 
 def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
@@ -389,6 +419,8 @@ def _await(condition: Callable[[], bool], what: str) -> None:
         UserError: it has not within `WAIT_S`.
     """
     give_up = time.monotonic() + WAIT_S
+    if not condition():
+        say(f"  waiting for {what}, {WAIT_S / 60:,.0f} minutes at most")
     while not condition():
         if time.monotonic() > give_up:
             raise Unfinished(
@@ -399,9 +431,30 @@ def _await(condition: Callable[[], bool], what: str) -> None:
         time.sleep(POLL_S)
 
 
+@contextlib.contextmanager
+def _alone(staging: Path, options: Options) -> Iterator[None]:
+    """No other process puts the same target together, but for the other machines of this conversion."""
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{staging.parent} cannot be made or written to: {error.strerror}.", "Choose another DST."
+        ) from None
+    with alone_in(staging, "DST", name=f"{LOCK}{options.node_rank}"):
+        yield
+
+
+LOCK = f"{engine.JOURNAL}.lock."
+"""How the names of the locks begin; the number of the machine follows."""
+
+
 def _start(conversion: Conversion, root: Path, state: Path, mark: str) -> None:
     with write_errors_are_the_users(root):
-        shutil.rmtree(root, ignore_errors=True)
+        for path in root.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif not path.name.startswith(LOCK):
+                path.unlink()
         for folder in {path.parent for path in conversion.target.files}:
             folder.mkdir(parents=True, exist_ok=True)
     engine.reserve(conversion.target)
@@ -465,9 +518,9 @@ def _renamed(staging: Path, target: Path) -> Iterator[Callable[[], None]]:
 def _say(conversion: Conversion) -> None:
     source = conversion.source
     arrow = f"{source.path}: {conversion.title}, {source.family.name}"
-    vocabulary = source.space[EMBEDDING].spec.shape[0] if EMBEDDING in source.space else 0
-    padded = f", vocabulary {source.arguments.vocab_size:,} padded to {vocabulary:,}"
-    say(arrow + (padded if conversion.to != "hf" and vocabulary else ""))
+    rows = conversion.tensors[EMBEDDING].shape[0] if EMBEDDING in conversion.tensors else 0
+    padded = f", vocabulary {source.arguments.vocab_size:,} padded to {rows:,}"
+    say(arrow + (padded if rows else ""))
     for note in source.notes:
         say(f"  {note}")
     for (stored, wanted), count in conversion.plan.decodes.items():

@@ -3,10 +3,11 @@
 It is a POSIX record lock (`fcntl`), not `flock`: forked data workers do not inherit it, so that none of them can
 keep a run that was killed from being resumed, and NFS passes it on to the other machines. Between machines it is as
 good as their file system: a client of NFS that lost power keeps its locks until the server's lease runs out (90 s by
-default), and a mount with `nolock` sees only its own machine. The file stays: whoever removes it while another
-waits for it would let two in.
+default), and a mount with `nolock` sees only its own machine. Only who is inside may remove the file: others that
+wait for it find that it is gone.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -33,7 +34,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def alone_in(folder: Path, option: str, wait_s: float = WAIT_S) -> Iterator[None]:
+def alone_in(folder: Path, option: str, wait_s: float = WAIT_S, name: str = FILE) -> Iterator[None]:
     """Inside, no other process of any machine is inside for the same folder, which must exist.
 
     Not for two threads of one process; that is no conflict to the system.
@@ -42,21 +43,33 @@ def alone_in(folder: Path, option: str, wait_s: float = WAIT_S) -> Iterator[None
         folder: on a file system without locks this is said, and nothing is guarded.
         option: what names another folder, such as `output`.
         wait_s: seconds to wait for another process. `math.inf` where it does what this one would do.
+        name: of the file in the folder that is locked.
 
     Raises:
         UserError: another process is inside, and was not killed a moment ago.
     """
-    with (folder / FILE).open("a+", encoding="utf-8") as file:
-        try:
-            _wait_for(file, folder, option, wait_s)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            say(f"{folder} cannot be locked ({error.strerror}): see to it that nothing else is started in it.")
-        else:
-            file.truncate(0)
-            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context((folder / name).open("a+", encoding="utf-8"))
+            try:
+                _wait_for(file, folder, option, wait_s)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                say(f"{folder} cannot be locked ({error.strerror}): see to it that nothing else is started in it.")
+                break
+            if _is(file, folder / name):
+                file.truncate(0)
+                print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+                break
         yield
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    """Whether the open file is still the one at `path`."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _wait_for(file: IO[str], folder: Path, option: str, wait_s: float) -> None:
