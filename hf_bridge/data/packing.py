@@ -6,7 +6,6 @@ flash-attention takes the ends of the rows instead. Torch-free.
 """
 
 from bisect import bisect_left, insort
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,34 +64,46 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> Packing:
             f"row {worst} has {sizes[worst]:,} tokens; a packed sequence takes 1 to {capacity:,}.",
             "Truncate, split or leave out such rows first.",
         )
-    sequences: list[list[int]] = []
-    open_with: dict[int, list[int]] = defaultdict(list)  # tokens left → sequences
-    spaces: list[int] = []  # the keys of `open_with`, sorted
+    sequences, open_ones = list[list[int]](), _Open()
     order = np.argsort(-sizes, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1) if len(order) else []:
-        length, left = int(sizes[group[0]]), group.tolist()
-        placed = 0
-        while placed < len(left):
-            found = bisect_left(spaces, length)
-            if found == len(spaces):
+        length, rows, placed = int(sizes[group[0]]), group.tolist(), 0
+        while placed < len(rows):
+            number, space = open_ones.tightest(length) or (len(sequences), capacity)
+            if number == len(sequences):
                 sequences.append([])
-                number, space = len(sequences) - 1, capacity
-            else:
-                space = spaces[found]
-                number = open_with[space].pop()
-                if not open_with[space]:
-                    del open_with[space], spaces[found]
-            taken = left[placed : placed + space // length]
-            sequences[number] += taken
-            placed += len(taken)
-            rest = space - length * len(taken)
-            if rest:
-                if rest not in open_with:
-                    insort(spaces, rest)
-                open_with[rest].append(number)
+            fitting = rows[placed : placed + space // length]
+            sequences[number] += fitting
+            open_ones.add(number, space - length * len(fitting))
+            placed += len(fitting)
     ends = np.cumsum([len(rows) for rows in sequences], dtype=np.int64)
     flat = np.fromiter((row for rows in sequences for row in rows), np.int64, len(sizes))
     return Packing(capacity, flat, ends, int(sizes.sum()))
+
+
+class _Open:
+    """Sequences that have room left, by how much."""
+
+    def __init__(self) -> None:
+        self.by_space: dict[int, list[int]] = {}
+        self.spaces: list[int] = []
+        """The keys of `by_space`, sorted."""
+
+    def add(self, number: int, space: int) -> None:
+        if space and space not in self.by_space:
+            insort(self.spaces, space)
+        self.by_space.setdefault(space, []).append(number)
+
+    def tightest(self, length: int) -> tuple[int, int] | None:
+        """A sequence with the least space that `length` goes into, and that space; it is no longer among these."""
+        found = bisect_left(self.spaces, length)
+        if found == len(self.spaces):
+            return None
+        space = self.spaces[found]
+        number = self.by_space[space].pop()
+        if not self.by_space[space]:
+            del self.by_space[space], self.spaces[found]
+        return number, space
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from swift_mega.base.readers import Corpus, TxtDocuments, find_files
 
 WEIGHTED = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?) +(?P<name>.+)")
 HUB = re.compile(r"(?:(?P<hub>hf|ms)::)?(?P<name>[^:]+)(?::(?P<subset>[^/]*)(?:/(?P<split>.+))?)?")
+GLOB = re.compile(r"[*?[]")
+HUBS: dict[str | None, Hub | None] = {"hf": "hf", "ms": "ms", None: None}
 FORM = "Write `org/name`, `hf::org/name:subset/split#2000`, or the path of a file (`#2000` behind it takes 2,000 rows)."
 
 
@@ -79,19 +81,13 @@ def _count(name: str, text: str) -> tuple[str, int | None]:
 
 def _named(name: str, text: str) -> SourceName:
     found = HUB.fullmatch(name)
-    if Path(name).expanduser().exists() or any(character in (found or {"name": name})["name"] for character in "*?["):
+    if Path(name).expanduser().exists() or GLOB.search(found["name"] if found else name):
         return SourceName(text=text, path=name)
     if found is None:
         raise UserError(f"`{text}` is neither a file nor a data set.", FORM)
-    hub: Hub | None = "hf" if found["hub"] == "hf" else "ms" if found["hub"] == "ms" else None
-    known = found["name"] in DATA_SETS
-    if not (known or is_id(found["name"])):
-        if hub is None and ("/" in name or "." in name):
-            find_files(name)  # says that it is no file
-        data_set(found["name"])  # says which names there are
-    if not known:
-        if hub is None and find_files(found["name"]) is not None:
-            raise AssertionError(f"{name} exists")
+    hub = HUBS[found["hub"]]
+    if found["name"] not in DATA_SETS:
+        _check_id(hub, found["name"], text)
         path = f"{hub or 'hf'}::{found['name']}"
         return SourceName(text=text, path=path, subset=found["subset"] or None, split=found["split"] or "train")
     entry = data_set(found["name"])
@@ -104,3 +100,12 @@ def _named(name: str, text: str) -> SourceName:
         columns=entry.columns,
         self_cognition=entry.self_cognition,
     )
+
+
+def _check_id(hub: Hub | None, name: str, text: str) -> None:
+    """That `name` can be the id of a data set; what looks like a path is told that it is none."""
+    if hub is None and ("/" in name or "." in name):
+        if find_files(name) is not None:
+            raise UserError(f"`{text}`: `{name}` is on this machine, where it has neither subset nor split.", FORM)
+    elif not is_id(name):
+        data_set(name)

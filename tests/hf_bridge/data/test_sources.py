@@ -67,6 +67,12 @@ def test_what_is_there_as_a_file_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     assert parse_source("1 a.jsonl").weight is None
 
 
+def test_a_file_has_no_split(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="is on this machine, where it has neither subset nor split"):
+        parse_source(f"{tmp_path}/a.jsonl:train")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
