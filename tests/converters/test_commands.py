@@ -2,18 +2,24 @@
 
 import argparse
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+import torch
 
 from converters import checkpoint
 from converters.commands import add_arguments, parse_size, run
 from converters.stores.safetensors import open_folder
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main
+from tests.support import cli
 from tests.support.hub_server import HubServer
+
+from .reshape import load
 
 
 def call(*words: str | Path) -> None:
@@ -138,3 +144,59 @@ def test_sizes() -> None:
     for text in ("", "GB", "5XB", "-1GB", "0", "5GBGB", "1.2.3MB"):
         with pytest.raises(UserError, match="--max-shard-size"):
             parse_size(text)
+
+
+def test_two_conversions_into_one_target(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """The second is refused while the first one is there, and finds the target taken when it has ended."""
+    source, target = str(tiny_model("llama")), str(tmp_path / "out")
+    staging = tmp_path / ".out.unfinished"
+    staging.mkdir()
+    hold = (
+        "import sys, time\nfrom pathlib import Path\nfrom swift_mega.base.lock import alone_in\n"
+        f"with alone_in(Path({str(staging)!r}), 'DST', name='.journal.lock.0'):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", hold], **pipes) as holder:  # type: ignore[call-overload]
+        assert holder.stdout and holder.stdin and holder.stdout.readline() == "held\n"
+        refused = cli.run(["convert", source, target])
+        holder.stdin.close()
+    assert refused.code == 2 and f"in use by process {holder.pid}" in refused.err
+    assert main(["convert", source, target]) == 0
+    assert not staging.exists() and not list((tmp_path / "out").glob(".journal*"))
+
+
+def test_machines_say_which_they_are(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(tiny_model("llama")), str(tmp_path / "out"), "--nodes", "2"]) == 2
+    assert "its own --node-rank, 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-pp", "2"], "--target-pp is of --to legacy, and this writes Megatron"),
+        (["--layer-spec", "local"], "--layer-spec is of --to legacy"),
+        (["--to", "legacy", "--keys", "stacked"], "--keys is of --to megatron"),
+        (["--max-shard-size", "1GB"], "--max-shard-size is of --to hf"),
+        (["--lora", "fused"], "--lora is of a PEFT adapter"),
+    ],
+)
+def test_options_that_mean_nothing_here(
+    options: list[str],
+    message: str,
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["convert", str(tiny_model("llama")), str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_change_of_dtype_within_hugging_face(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny_model("llama")
+    assert main(["convert", str(source), str(tmp_path / "out"), "--to", "hf", "--dtype", "bf16"]) == 0
+    before, after = load(source), load(tmp_path / "out")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name].bfloat16()) for name in before)
