@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--target-{name}", type=int, default=1, metavar="N", help=f"of --to legacy: {what} (default: 1)"
         )
+    for end in ("first", "last"):
+        parser.add_argument(
+            f"--target-{end}-stage-layers",
+            type=int,
+            metavar="N",
+            help=f"of --to legacy: layers of the {end} pipeline stage (default: as many as the others)",
+        )
     parser.add_argument(
         "--layer-spec",
         choices=["transformer_engine", "local"],
@@ -107,7 +114,8 @@ def run(args: argparse.Namespace) -> None:
     from converters.convert import DTYPES, Options, convert
     from swift_mega.base.hub import resolve_model
 
-    for name in ("vocab_divisible_by", "target_tp", "target_pp", "target_vpp", "target_ep", "jobs", "nodes"):
+    stages = ("target_first_stage_layers", "target_last_stage_layers")
+    for name in ("vocab_divisible_by", "target_tp", "target_pp", "target_vpp", "target_ep", *stages, "jobs", "nodes"):
         if (number := getattr(args, name)) is not None and number < 1:
             raise UserError(f"--{name.replace('_', '-')} is {number}.", "Give a number of at least 1.")
     if args.node_rank is None and args.nodes > 1:
@@ -127,6 +135,8 @@ def run(args: argparse.Namespace) -> None:
         target_pp=args.target_pp,
         target_vpp=args.target_vpp,
         target_ep=args.target_ep,
+        target_first_stage_layers=args.target_first_stage_layers,
+        target_last_stage_layers=args.target_last_stage_layers,
         layer_spec=args.layer_spec,
         keys=args.keys,
         weights_only=args.weights_only,

@@ -94,6 +94,8 @@ class Options:
     target_pp: int = 1
     target_vpp: int = 1
     target_ep: int = 1
+    target_first_stage_layers: int | None = None
+    target_last_stage_layers: int | None = None
     layer_spec: str = "transformer_engine"
     """Ranks, and the words of their state dicts, where each rank has a file of its own (`legacy`)."""
 
@@ -209,6 +211,8 @@ ONLY_FOR: dict[str, tuple[Format, ...]] = {
     "target_pp": ("legacy",),
     "target_vpp": ("legacy",),
     "target_ep": ("legacy",),
+    "target_first_stage_layers": ("legacy",),
+    "target_last_stage_layers": ("legacy",),
     "layer_spec": ("legacy",),
     "keys": ("megatron",),
     "max_shard_bytes": ("hf",),
@@ -301,7 +305,15 @@ def _rows(source: Source, options: Options) -> int:
 
 
 def _to_legacy(source: Source, root: Path, options: Options) -> Conversion:
-    grid = ranks.Grid(options.target_tp, options.target_pp, options.target_vpp, options.target_ep, options.layer_spec)
+    grid = ranks.Grid(
+        options.target_tp,
+        options.target_pp,
+        options.target_vpp,
+        options.target_ep,
+        options.layer_spec,
+        options.target_first_stage_layers,
+        options.target_last_stage_layers,
+    )
     rows, dtypes = _rows(source, options), _dtypes(source, options.dtype)
     shapes = {key: stored.spec.shape for key, stored in source.space.items()}
     shapes |= {key: (rows, *shapes[key][1:]) for key in VOCABULARY & set(shapes)}

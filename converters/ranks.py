@@ -1,6 +1,7 @@
 """How megatron-core deals a model out to ranks: which tensor of which rank is which box of which whole tensor.
 
-    pipeline   the layers are cut into runs, stage p with v virtual stages holds runs p, p + PP, p + 2·PP, …
+    pipeline   the layers are cut into runs, stage p with v virtual stages holds runs p, p + PP, p + 2·PP, …; those of
+               the first and of the last stage may have a length of their own
     tensor     of a matrix each rank has a block of rows or columns; of gate and up, which are one, a block of each
     expert     each rank has a run of the experts of every layer
 
@@ -11,6 +12,7 @@ a *native* key has the same words with the numbers of the whole model.
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from converters.families._common import EMBEDDING, OUTPUT
 from converters.key_forms import Part, canonical_part
 from converters.rules import Rule, Sizes
 from converters.space import Box
+from converters.stages import Stages
 from swift_mega.base.errors import UserError
 
 
@@ -191,6 +194,14 @@ class Grid:
     virtual: int = 1
     expert: int = 1
     spelling: str = "transformer_engine"
+    first: int | None = None
+    last: int | None = None
+    """Layers of the first and of the last pipeline stage. None: as many as the others."""
+
+    @property
+    def stages(self) -> Stages:
+        """Its pipeline."""
+        return Stages(self.pipeline, self.virtual, self.first, self.last)
 
     def check(self, arguments: MegatronArguments) -> None:
         """Whether layers and experts can be dealt out.
@@ -198,15 +209,7 @@ class Grid:
         Raises:
             UserError: they cannot.
         """
-        runs = self.pipeline * self.virtual
-        if arguments.num_layers % runs:
-            raise UserError(
-                f"{arguments.num_layers} layers cannot be cut into PP {self.pipeline} × VPP {self.virtual} = {runs} "
-                "equal runs.",
-                f"Choose a divisor of {arguments.num_layers}.",
-            )
-        if self.virtual > 1 and self.pipeline == 1:
-            raise UserError(f"--target-vpp {self.virtual} needs a pipeline.", "Give --target-pp of at least 2.")
+        self.stages.check(arguments.num_layers)
         experts = arguments.num_moe_experts
         if self.expert > 1 and (experts is None or experts % self.expert):
             has = "no experts" if experts is None else f"{experts} experts"
@@ -219,6 +222,8 @@ class Grid:
             "tensor_model_parallel_size": self.tensor,
             "pipeline_model_parallel_size": self.pipeline,
             "virtual_pipeline_model_parallel_size": self.virtual if self.virtual > 1 else None,
+            "decoder_first_pipeline_num_layers": self.first,
+            "decoder_last_pipeline_num_layers": self.last,
             "expert_model_parallel_size": self.expert,
             "expert_tensor_parallel_size": self.tensor,
             "transformer_impl": self.spelling,
@@ -289,9 +294,16 @@ def _place(key: str, layer: int | None, arguments: MegatronArguments, grid: Grid
         layer, rest = int(found[1]), key[found.end() :]
     else:
         rest = key.removeprefix("decoder.layers.")
-    run, number = divmod(layer, arguments.num_layers // (grid.pipeline * grid.virtual))
-    virtual, stage = divmod(run, grid.pipeline)
+    stage, virtual, number = layer_places(arguments.num_layers, grid)[layer]
     return stage, virtual, f"decoder.layers.{number}.{rest}"
+
+
+@cache
+def layer_places(num_layers: int, grid: Grid) -> list[tuple[int, int, int]]:
+    """Of each layer: stage, virtual stage and its number there."""
+    own = [layers // grid.virtual for layers in grid.stages.layers(num_layers)]
+    firsts = first_layers([[layers] * grid.virtual for layers in own])
+    return [(stage, virtual, number) for stage, virtual in firsts for number in range(own[stage])]
 
 
 def shard(held: Held, whole: Box, grid: Grid, rank: Rank, fragments: int) -> tuple[Box, list[Cut]]:

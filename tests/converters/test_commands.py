@@ -177,6 +177,7 @@ def test_machines_say_which_they_are(
     ("options", "message"),
     [
         (["--target-pp", "2"], "--target-pp is of --to legacy, and this writes Megatron"),
+        (["--target-last-stage-layers", "2"], "--target-last-stage-layers is of --to legacy"),
         (["--layer-spec", "local"], "--layer-spec is of --to legacy"),
         (["--to", "legacy", "--keys", "stacked"], "--keys is of --to megatron"),
         (["--max-shard-size", "1GB"], "--max-shard-size is of --to hf"),

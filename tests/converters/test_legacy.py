@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from converters import checkpoint, engine
 from converters.convert import Options, convert
+from converters.ranks import Grid, layer_places
 from converters.stores import legacy
 from converters.stores.safetensors import open_folder
 from swift_mega.base.errors import UserError
@@ -225,6 +227,108 @@ def test_uneven_stages_and_what_is_no_weight(
     assert_same_model(tmp_path / "hf", tiny_model("llama"))
 
 
+def cut_by_megatron_core(num_layers: int, grid: Grid) -> list[tuple[int, int, int]]:
+    """(stage, virtual stage, number there) of each layer, by megatron-core's own functions."""
+    from megatron.core.transformer.transformer_block import get_num_layers_to_build
+    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+    config = TransformerConfig(
+        num_layers=num_layers,
+        hidden_size=8,
+        num_attention_heads=1,
+        pipeline_model_parallel_size=grid.pipeline,
+        pipeline_dtype=torch.float32,
+        virtual_pipeline_model_parallel_size=grid.virtual if grid.virtual > 1 else None,
+        num_layers_in_first_pipeline_stage=grid.first,
+        num_layers_in_last_pipeline_stage=grid.last,
+    )
+    found: dict[int, tuple[int, int, int]] = {}
+    for stage, virtual in product(range(grid.pipeline), range(grid.virtual)):
+        place = {"vp_stage": virtual if grid.virtual > 1 else None, "pp_rank": stage}
+        begin = get_transformer_layer_offset(config, **place)
+        for number in range(get_num_layers_to_build(config, **place)):
+            assert found.setdefault(begin + number, (stage, virtual, number)) == (stage, virtual, number)
+    return [found[layer] for layer in range(num_layers)]
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "grid"),
+    [
+        (61, Grid(pipeline=4, last=16)),
+        (61, Grid(pipeline=4, first=13)),
+        (61, Grid(pipeline=8, first=13, last=12)),
+        (61, Grid(pipeline=2, first=31, last=30)),
+        (62, Grid(pipeline=4, virtual=2, last=14)),
+        (62, Grid(pipeline=4, virtual=2, first=14, last=16)),
+        (48, Grid(pipeline=2, virtual=4, first=20)),
+        (48, Grid(pipeline=4, virtual=3)),
+    ],
+)
+def test_stages_have_the_layers_that_megatron_core_gives_them(num_layers: int, grid: Grid) -> None:
+    grid.stages.check(num_layers)
+    assert layer_places(num_layers, grid) == cut_by_megatron_core(num_layers, grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("llama", {"target_pp": 2, "target_tp": 2, "target_first_stage_layers": 1}),
+        ("qwen2-tied", {"target_pp": 3, "target_last_stage_layers": 2}),
+        ("qwen3-moe", {"target_pp": 3, "target_ep": 2, "target_first_stage_layers": 1, "target_last_stage_layers": 1}),
+        ("deepseek-v3", {"target_pp": 3, "target_first_stage_layers": 2, "target_last_stage_layers": 1}),
+    ],
+)
+def test_uneven_stages_there_and_back(
+    name: str, chosen: dict[str, Any], ranks_of: Callable[..., Path], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    folder = ranks_of(name, **chosen)
+    first, last = chosen.get("target_first_stage_layers"), chosen.get("target_last_stage_layers")
+    expected = cut_by_megatron_core(4, Grid(pipeline=chosen["target_pp"], first=first, last=last))
+    for file in legacy.open_ranks(folder):
+        own = {int(key.split(".")[2]) for key in file.chunks[0] if key.startswith("decoder.layers.")}
+        assert own == {number for stage, _, number in expected if stage == file.rank.pipeline}
+        args = torch.load(file.path, weights_only=False)["args"]
+        assert (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers) == (first, last)
+    convert(folder, tmp_path / "hf")
+    assert_same_model(tmp_path / "hf", tiny_model(name))
+
+
+def test_uneven_stages_in_virtual_ones(tmp_path: Path) -> None:
+    """Six layers: two and two on the first stage, one and one on the second."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 128}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=6, **size))
+    model.save_pretrained(tmp_path / "model")
+    words = ["--to", "legacy", "--target-pp", "2", "--target-vpp", "2", "--target-first-stage-layers", "4"]
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "legacy"), *words]) == 0
+    proj, theirs = "decoder.layers.{}.self_attention.linear_proj.weight", "model.layers.{}.self_attn.o_proj.weight"
+    whole = model.state_dict()
+    for layer, (stage, virtual, number) in enumerate(cut_by_megatron_core(6, Grid(pipeline=2, virtual=2, first=4))):
+        file = tmp_path / "legacy" / "release" / f"mp_rank_00_{stage:03d}" / legacy.FILE
+        own = torch.load(file, weights_only=False)[f"model{virtual}"]
+        assert torch.equal(own[proj.format(number)], whole[theirs.format(layer)])
+    convert(tmp_path / "legacy", tmp_path / "hf")
+    assert_same_model(tmp_path / "hf", tmp_path / "model")
+
+
+@pytest.mark.parametrize("num_layers", [3, 61, 62])
+@pytest.mark.parametrize(("pipeline", "virtual"), [(2, 1), (3, 1), (4, 2), (8, 1), (2, 2)])
+def test_the_numbers_that_the_refusal_names_work(num_layers: int, pipeline: int, virtual: int) -> None:
+    with pytest.raises(UserError) as error:
+        Grid(pipeline=pipeline, virtual=virtual, first=num_layers, last=None).stages.check(num_layers)
+    named = {end: int(number) for end, number in re.findall(r"-(first|last)-stage-layers (\d+)", error.value.fix)}
+    if not named:
+        even = num_layers % (pipeline * virtual) == 0
+        assert error.value.fix.startswith("Leave out" if even else "Choose")
+        assert even or num_layers % virtual or num_layers < pipeline * virtual
+        return
+    grid = Grid(pipeline=pipeline, virtual=virtual, first=named.get("first"), last=named.get("last"))
+    grid.stages.check(num_layers)
+    assert layer_places(num_layers, grid) == cut_by_megatron_core(num_layers, grid)
+
+
 class TestRefused:
     def test_copies_that_differ(self, ranks_of: Callable[..., Path], tmp_path: Path) -> None:
         folder = ranks_of("llama", target_tp=2)
@@ -281,7 +385,19 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("chosen", "says"),
         [
-            ({"target_pp": 3}, "4 layers cannot be cut into PP 3"),
+            ({"target_pp": 3}, "4 layers cannot be cut into PP 3 × VPP 1 = 3 equal runs: 4 = 3 × 1 + 1."),
+            ({"target_pp": 3}, "Give --target-last-stage-layers 2, for stages of 1, 1, 2"),
+            (
+                {"target_pp": 3, "target_first_stage_layers": 1},
+                "4 - 1 = 3 are left for 2 other stages to share equally",
+            ),
+            ({"target_pp": 2, "target_last_stage_layers": 4}, "Leave out --target-last-stage-layers"),
+            ({"target_first_stage_layers": 4}, "--target-first-stage-layers 4 needs a pipeline"),
+            (
+                {"target_pp": 2, "target_vpp": 2, "target_first_stage_layers": 2, "target_last_stage_layers": 2},
+                "Give one of the two",
+            ),
+            ({"target_pp": 2, "target_vpp": 4}, "Choose PP × VPP of at most 4"),
             ({"target_vpp": 2}, "needs a pipeline"),
             ({"target_ep": 2}, "has no experts"),
             ({"target_tp": 3}, "left over"),
