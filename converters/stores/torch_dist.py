@@ -145,7 +145,11 @@ def open_checkpoint(folder: Path) -> TorchDistCheckpoint:
 
 
 def open_distributed(folder: Path) -> TorchDistCheckpoint:
-    """The content of any folder with a `.metadata`, Megatron's or torch's own."""
+    """The content of any folder with a `.metadata`, Megatron's or torch's own, none of its data files cut off.
+
+    Raises:
+        Damaged: a file is missing or too short, or `.metadata` is not what it should be.
+    """
     with opened(folder / METADATA):
         listing = dist_metadata.read(folder / METADATA)
         for key, chunks in listing.chunks.items():
@@ -154,7 +158,21 @@ def open_distributed(folder: Path) -> TorchDistCheckpoint:
         for blob in [*blobs, *listing.objects.values()]:
             if not re.fullmatch(r"[\w.-]+\.distcp", blob.file):
                 raise damaged(folder / METADATA, f"it points to {blob.file!r}, not to a data file beside it")
+    _check_ends(folder, listing)
     return TorchDistCheckpoint(folder, listing)
+
+
+def _check_ends(folder: Path, listing: Listing) -> None:
+    """Every tensor and object lies inside its file: a cut that hits only objects would not show in the tensors."""
+    ends: dict[str, int] = {}
+    blobs = (blob for chunks in listing.chunks.values() for _, _, blob in chunks)
+    for blob in (*blobs, *listing.objects.values()):
+        ends[blob.file] = max(ends.get(blob.file, 0), blob.begin + blob.length)
+    for name, end in ends.items():
+        with opened(folder / name):
+            size = (folder / name).stat().st_size
+        if size < end:
+            raise damaged(folder / name, f"it is {size:,} bytes long, its content ends at {end:,}")
 
 
 def check_files(folder: Path) -> None:
@@ -167,16 +185,6 @@ def check_files(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     if COMMON_OBJECT not in checkpoint.objects:
         _check_common(folder / COMMON)
-    ends: dict[str, int] = {}
-    chunks = (blob for chunks in checkpoint.listing.chunks.values() for _, _, blob in chunks)
-    for blob in (*chunks, *checkpoint.objects.values()):
-        ends[blob.file] = max(ends.get(blob.file, 0), blob.begin + blob.length)
-    for name, end in ends.items():
-        file = folder / name
-        if not file.is_file():
-            raise damaged(file, "it is not there")
-        if file.stat().st_size < end:
-            raise damaged(file, f"it is {file.stat().st_size:,} bytes long, its content ends at {end:,}")
 
 
 def _check_common(file: Path) -> None:

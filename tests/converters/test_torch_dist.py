@@ -194,6 +194,13 @@ class TestDamage:
         os.truncate(tmp_path / "__0_0.distcp", 1000)
         assert "__0_0.distcp is damaged" in refusal(tmp_path, KEY)
 
+    def test_data_cut_off_behind_the_last_tensor(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        data = tmp_path / "__0_0.distcp"
+        assert torch_dist.open_checkpoint(tmp_path).objects
+        os.truncate(data, data.stat().st_size - 1)
+        assert "__0_0.distcp is damaged" in refusal(tmp_path)
+
     def test_missing_data(self, tmp_path: Path) -> None:
         write(tmp_path)
         (tmp_path / "__0_0.distcp").unlink()
