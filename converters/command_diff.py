@@ -28,7 +28,10 @@ def run(args: argparse.Namespace) -> int:
     from converters.difference import compared
     from converters.logical import arrays, open_logical
     from swift_mega.base.console import say
+    from swift_mega.base.errors import UserError
 
+    if not args.tolerance >= 0:  # nor is nan, with which nothing would ever differ
+        raise UserError(f"--tolerance is {args.tolerance:g}.", "Give a number from 0 on.")
     one, other = (open_logical(side, args.config) for side in (args.one, args.other))
     apart = 0
     for name in sorted(one.tensors.keys() ^ other.tensors.keys()):

@@ -69,6 +69,14 @@ def test_a_cast_is_measured(
     assert main(["convert", "diff", *sides, "--tolerance", str(2**-8)]) == 0  # half a unit of eight bits
 
 
+@pytest.mark.parametrize("tolerance", ["nan", "-1"])
+def test_a_tolerance_with_which_nothing_could_be_compared(
+    tolerance: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "diff", str(tmp_path), str(tmp_path), f"--tolerance={tolerance}"]) == 2
+    assert "--tolerance is" in capsys.readouterr().err
+
+
 def test_inspect_shows_every_tensor_once(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     for path in pair:
         assert main(["convert", "inspect", str(path), "--all"]) == 0
