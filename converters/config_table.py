@@ -5,6 +5,9 @@ megatron-core cannot express is refused here, with the field, the value and what
 that trains with another position embedding than its own would be worse than none.
 """
 
+import functools
+import math
+import typing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -207,6 +210,35 @@ class Row(Protocol):
 REQUIRED = object()
 
 
+@functools.cache
+def _kinds() -> dict[str, type | None]:
+    """Megatron argument → int or float; None: no number."""
+    hints = typing.get_type_hints(MegatronArguments)
+    kinds = {name: {hint, *typing.get_args(hint)} for name, hint in hints.items()}
+    return {name: next((kind for kind in (int, float) if kind in found), None) for name, found in kinds.items()}
+
+
+def number(field: str, value: Any, kind: type | None = int, least: int = 0) -> Any:
+    """`value` of a field of config.json, after checking that it is a number.
+
+    Args:
+        kind: int for sizes and counts; float for any finite number; None checks nothing.
+        least: smallest size or count.
+
+    Raises:
+        UserError: it is none; names field and value.
+    """
+    if kind is None:
+        return value
+    found = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not found or (kind is int and (value != int(value) or value < least)):
+        raise UserError(
+            f"config.json: `{field}` is {value!r}.",
+            f"Possible: a whole number from {least} on." if kind is int else "Possible: a number.",
+        )
+    return int(value) if kind is int else value
+
+
 @dataclass(frozen=True)
 class Same:
     """The same value under two names."""
@@ -223,7 +255,10 @@ class Same:
         value = config.get(self.hf)
         if value is None and self.default is REQUIRED:
             raise UserError(f"config.json has no `{self.hf}`.", "Take config.json from the model's own folder.")
-        return {self.megatron: self.default if value is None else value}
+        if value is None:
+            return {self.megatron: self.default}
+        least = 1 if self.default is REQUIRED else 0
+        return {self.megatron: number(self.hf, value, _kinds()[self.megatron], least)}
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         return {self.hf: getattr(arguments, self.megatron)}
@@ -242,7 +277,8 @@ class Nullable:
         return (self.hf,)
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
-        return {self.megatron: config.get(self.hf, self.default)}
+        value = config.get(self.hf, self.default)
+        return {self.megatron: None if value is None else number(self.hf, value, _kinds()[self.megatron])}
 
     def to_hf(self, arguments: MegatronArguments) -> Config:
         return {self.hf: getattr(arguments, self.megatron)}
@@ -371,7 +407,7 @@ class HeadSize:
     fields: tuple[str, ...] = ("head_dim",)
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
-        value = config.get("head_dim") or self.default
+        value = number("head_dim", config.get("head_dim") or self.default or 0)
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         if not value and hidden % heads:
             raise UserError(
@@ -393,7 +429,7 @@ class KeyValueHeads:
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
         heads = config["num_attention_heads"]
-        groups = config.get("num_key_value_heads") or self.default or heads
+        groups = number("num_key_value_heads", config.get("num_key_value_heads") or self.default or heads)
         if heads % groups:
             raise UserError(
                 f"config.json: num_key_value_heads {groups} does not divide num_attention_heads {heads}.",

@@ -232,7 +232,7 @@ def family_of(hf_config: Config) -> Family:
     """The family of a `config.json`.
 
     Raises:
-        UserError: an architecture without a data file; lists those that have one.
+        UserError: an architecture without a data file; lists those that have one. Or `model_type` is another family's.
     """
     known = registry()
     named = hf_config.get("architectures") or [
@@ -240,8 +240,19 @@ def family_of(hf_config: Config) -> Family:
     ]
     for architecture in named:
         if architecture in known:
+            _check_model_type(hf_config, architecture, known[architecture])
             return known[architecture]
     raise UserError(
         f"the architecture {', '.join(named) or hf_config.get('model_type', 'of this config.json')} is not supported.",
         f"Supported: {', '.join(sorted(known))}.",
     )
+
+
+def _check_model_type(hf_config: Config, architecture: str, family: Family) -> None:
+    """An unknown `model_type` is a model that borrows the architecture's code; another family's is a mistake."""
+    said = hf_config.get("model_type")
+    if said != family.name and said in {other.name for other in registry().values()}:
+        raise UserError(
+            f"config.json: `architectures` is {architecture} ({family.name}), but `model_type` is {said}.",
+            "Take config.json from the model's own folder.",
+        )

@@ -6,7 +6,7 @@ transformers' gated norm is over all groups together; that of megatron-core's mi
 from dataclasses import dataclass
 from typing import Any
 
-from converters.config_table import Choice, Config, Fixed, MegatronArguments, Opposite, Same
+from converters.config_table import Choice, Config, Fixed, MegatronArguments, Opposite, Same, number
 from converters.families._mamba import MAMBA_CONFIG, MAMBA_ENDS, MAMBA_LAYERS
 from converters.family import Family
 from converters.moe_table import Needs
@@ -19,7 +19,7 @@ class _AllMamba:
     fields: tuple[str, ...] = ("num_hidden_layers",)
 
     def to_megatron(self, config: Config) -> dict[str, Any]:
-        layers = config.get("num_hidden_layers", 64)
+        layers = number("num_hidden_layers", config.get("num_hidden_layers", 64), least=1)
         return {"num_layers": layers, "hybrid_override_pattern": "M" * layers}
 
     def to_hf(self, arguments: MegatronArguments) -> Config:

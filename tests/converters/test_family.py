@@ -127,7 +127,7 @@ def test_windows() -> None:
     assert arguments(qwen2 | {"use_sliding_window": True, "layer_types": mixed}).window_attn_skip_freq == [1, 0, 1]
 
 
-QWEN2: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2}
+QWEN2: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_key_value_heads": 2}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no factor": ({"rope_scaling": {"type": "linear"}}, "has no `factor`"),
     "rope by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differs from layer to layer"),
@@ -138,6 +138,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "interleaved": ({"rope_interleaved": True}, "`rope_interleaved` is True"),
     "heads": ({"num_key_value_heads": 4}, "num_key_value_heads 4 does not divide num_attention_heads 6"),
     "head size": ({"hidden_size": 50}, "6 heads do not divide hidden_size 50"),
+    "words for a number": ({"num_hidden_layers": "three"}, "`num_hidden_layers` is 'three'"),
+    "fewer than one": ({"num_hidden_layers": -1}, "`num_hidden_layers` is -1"),
+    "half a head": ({"num_key_value_heads": 1.5}, "`num_key_value_heads` is 1.5"),
+    "head size in words": ({"head_dim": "16"}, "`head_dim` is '16'"),
+    "no finite number": ({"rms_norm_eps": float("nan")}, "`rms_norm_eps` is nan"),
     "missing field": ({"hidden_size": None}, "no `hidden_size`"),
     "window kinds": (QWEN2 | {"layer_types": ["full_attention", "chunked", "chunked"]}, "among them chunked"),
     "window count": (QWEN2 | {"layer_types": ["full_attention"]}, "1 entries for 3 layers"),
@@ -191,6 +196,12 @@ def test_an_unknown_architecture_lists_the_known_ones() -> None:
     assert "GPT2LMHeadModel" in error.value.what
     for architecture in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
         assert architecture in error.value.fix
+
+
+def test_a_model_type_of_another_family_is_refused() -> None:
+    assert family_of({"architectures": ["DeepseekV3ForCausalLM"], "model_type": "kimi_k2"}).name == "deepseek_v3"
+    with pytest.raises(UserError, match=r"LlamaForCausalLM \(llama\), but `model_type` is qwen3"):
+        family_of(llama(model_type="qwen3"))
 
 
 def test_model_type_stands_in_for_absent_architectures() -> None:
