@@ -25,6 +25,7 @@ from converters.plan import Target
 from converters.space import Placement, Space, Stored, row_major
 from converters.stores.files import json_bytes, read_json, sync, write_json
 from converters.tensors import CARRIER, TensorSpec
+from swift_mega.base.console import counted
 from swift_mega.base.errors import UserError
 from swift_mega.base.writing import write_errors_are_the_users
 
@@ -133,6 +134,12 @@ def open_folder(path: str | Path) -> SafetensorsFolder:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / INDEX} has no `weight_map`.", "Copy or download it again.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise UserError(
+                f"{folder / INDEX}: `weight_map` says that `{name}` is in {file!r}, which is no name of a file.",
+                "Copy or download it again.",
+            )
     places: dict[str, Place] = {}
     for shard in sorted(set(weight_map.values())):
         listed = {name for name, file in weight_map.items() if file == shard}
@@ -145,7 +152,7 @@ def _read_shard(file: Path, listed: set[str]) -> dict[str, Place]:
     if not file.is_file():
         raise UserError(
             f"{INDEX} lists {file.name}, which is not in {file.parent}.",
-            f"Copy or download it; it holds {len(listed)} tensors, such as `{min(listed)}`.",
+            f"Copy or download it; it holds {counted(len(listed), 'tensor')}, such as `{min(listed)}`.",
         )
     places = read_header(file)
     for difference, what in (

@@ -199,6 +199,8 @@ def test_broken_index(sharded: Path) -> None:
     assert "is not valid JSON" in refusal(sharded)
     (sharded / INDEX).write_text("{}")
     assert "has no `weight_map`" in refusal(sharded)
+    (sharded / INDEX).write_text('{"weight_map": {"a": 3}}')
+    assert "`a` is in 3, which is no name of a file" in refusal(sharded)
 
 
 def test_a_folder_without_safetensors(tmp_path: Path) -> None:
