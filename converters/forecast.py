@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 PROBE_S = 2.0
 PROBE_BYTES = 1 << 23
+PROBE_SHARE = 0.1
+"""Of the free space: other programs write there, too."""
 IMPORTS_BYTES = 64 << 20
 """What the program itself takes, rounded up."""
 
@@ -24,7 +26,6 @@ def say_forecast(conversion: "Conversion", target: Path, jobs: int) -> None:
     plan = conversion.plan
     sources = plan.sources
     size = sum(conversion.target.files.values())
-    speed = disk_speed(_existing(target))
     say(f"  reads   {_bytes(sum(path.stat().st_size for path in sources))} from {counted(len(sources), 'file')}")
     files, tensors = counted(len(conversion.target.files), "file"), counted(len(conversion.tensors), "tensor")
     say(f"  writes  {_bytes(size)} into {files}, {tensors}")
@@ -32,18 +33,26 @@ def say_forecast(conversion: "Conversion", target: Path, jobs: int) -> None:
     say(f"  zeros   {sum(plan.zeros.values()):,} elements{_named(plan.zeros)}")
     say(f"  drops   {sum(plan.unused.values()):,} elements of padding{_named(plan.unused)}")
     say(f"  memory  at most {_bytes(IMPORTS_BYTES + jobs * plan.largest_in_memory)}")
-    say(f"  time    about {size / speed:,.0f} s at the {_bytes(speed)}/s that this disk writes now")
+    speed = disk_speed(_existing(target))
+    if speed is None:
+        say("  time    not measured, as the disk is all but full")
+    else:
+        say(f"  time    about {size / speed:,.0f} s at the {_bytes(speed)}/s that this disk writes now")
     free = free_bytes(target)
     say(f"  space   {_bytes(free)} are free" + ("" if free >= size else f": {_bytes(size - free)} too few"))
     say("nothing was written (--dry-run)")
 
 
-def disk_speed(folder: Path) -> float:
-    """Bytes per second that go to the disk of `folder`, measured for `PROBE_S`."""
+def disk_speed(folder: Path) -> float | None:
+    """Bytes per second that go to the disk of `folder`, measured for `PROBE_S` or until it has `PROBE_SHARE` of what
+    is free. None: that is too little to tell."""
+    most = free_bytes(folder) * PROBE_SHARE
+    if most < PROBE_BYTES:
+        return None
     block = os.urandom(PROBE_BYTES)
     with write_errors_are_the_users(folder), tempfile.TemporaryFile(dir=folder) as stream:
         start, written = time.monotonic(), 0
-        while (elapsed := time.monotonic() - start) < PROBE_S:
+        while (elapsed := time.monotonic() - start) < PROBE_S and written + PROBE_BYTES <= most:
             written += os.write(stream.fileno(), block)
             os.fdatasync(stream.fileno())
     return max(1.0, written / elapsed)
