@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converters import checkpoint
+from converters.adapters import WEIGHTS, is_peft
 from converters.stores import gguf_file, legacy, safetensors, torch_dist
 from converters.stores.torch_zip import TensorRecord
 from converters.tensors import TensorSpec
+from swift_mega.base.console import counted
 from swift_mega.base.errors import UserError
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=_)\d+(?=[_/])")
@@ -50,14 +52,14 @@ def contents(path: Path, every: bool = False) -> Iterator[str]:
         dtypes[entry.spec.dtype] += math.prod(entry.spec.shape)
     by_dtype = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
     nbytes = sum(entry.spec.nbytes for entry in entries.values())
-    yield f"  {len(entries):,} tensors, {by_dtype} elements, {nbytes / 1e9:.3g} GB in {files:,} files"
+    tensors = counted(len(entries), "tensor")
+    yield f"  {tensors}, {by_dtype} elements, {nbytes / 1e9:.3g} GB in {counted(files, 'file')}"
 
 
 def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
     if path.suffix == gguf_file.SUFFIX and path.is_file():
         file = gguf_file.GgufFile(path)
-        space = file.space({}, {})
-        found = {name: Entry(stored.spec, ()) for name, stored in space.items()}
+        found = {name: Entry(stored.spec, ()) for name, stored in file.own_space().items()}
         return f"GGUF file of architecture {file.architecture}, as it is read", found, 1
     if ranks := legacy.find(path):
         saved = legacy.open_ranks(ranks)
@@ -68,7 +70,11 @@ def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
             for name, record in chunk.items()
             if isinstance(record, TensorRecord)
         }
-        return f"Megatron checkpoint {ranks.name} with a file for each of {len(saved):,} ranks", found, len(saved)
+        return (
+            f"Megatron checkpoint {ranks.name} with {counted(len(saved), 'file')}, one for each rank",
+            found,
+            len(saved),
+        )
     if checkpoint.is_megatron(path) or (path / torch_dist.METADATA).is_file():
         folder = checkpoint.latest(path) if checkpoint.is_megatron(path) else path
         stored = torch_dist.open_distributed(folder)
@@ -83,10 +89,13 @@ def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
             for key, spec in sorted(stored.tensors.items())
         }
         files = {blob.file for chunks in stored.listing.chunks.values() for _, _, blob in chunks}
-        kind = f"distributed checkpoint {folder.name}, {len(stored.objects):,} objects besides"
+        kind = f"distributed checkpoint {folder.name}, {counted(len(stored.objects), 'object')} besides"
         return kind, entries, len(files)
     if not path.is_dir():
         raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder, a checkpoint or a GGUF file.")
+    if is_peft(path) and (path / WEIGHTS).is_file():
+        places = safetensors.read_header(path / WEIGHTS)
+        return "PEFT adapter", {name: Entry(place.spec, ()) for name, place in places.items()}, 1
     store = safetensors.open_folder(path)
     entries = {name: Entry(spec, ()) for name, spec in store.tensors.items()}
     return "Hugging Face folder", entries, len({place.file for place in store.places.values()})

@@ -78,14 +78,19 @@ class GgufFile:
             raise damaged(path, str(error) or type(error).__name__) from None
         self.tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self.architecture = str(self.fields.get("general.architecture"))
+        self._quantised = any(tensor.tensor_type.name not in BYTES for tensor in self.tensors.values())
+
+    def check_convertible(self) -> None:
+        """Raises:
+        UserError: an architecture whose names and order of rows are not known, or not a whole model.
+        """
         if self.architecture not in ARCHITECTURES:
             raise UserError(
-                f"{path} is of GGUF architecture {self.architecture}.",
-                f"Those that can be read: {', '.join(ARCHITECTURES)}.",
+                f"{self.path} is of GGUF architecture {self.architecture}.",
+                f"Those that can be converted: {', '.join(ARCHITECTURES)}.",
             )
         if self.fields.get("split.count", 0) > 1:
-            raise UserError(f"{path} is one part of several.", "Join them with llama.cpp's `gguf-split --merge`.")
-        self._quantised = any(tensor.tensor_type.name not in BYTES for tensor in self.tensors.values())
+            raise UserError(f"{self.path} is one part of several.", "Join them with llama.cpp's `gguf-split --merge`.")
 
     def config(self) -> Config:
         """What the file says, as config.json.
@@ -93,6 +98,7 @@ class GgufFile:
         Raises:
             UserError: the model is of a kind of which the file does not say everything.
         """
+        self.check_convertible()
         known = ARCHITECTURES[self.architecture]
         own = {
             name.removeprefix(f"{self.architecture}."): value
@@ -131,7 +137,11 @@ class GgufFile:
         Args:
             wanted: name → shape.
             config: of the model.
+
+        Raises:
+            UserError: see `check_convertible`.
         """
+        self.check_convertible()
         found: Space = {}
         taken = {ROPE_FACTORS}
         for name, (own, expert) in self._names(wanted).items():
@@ -139,7 +149,14 @@ class GgufFile:
                 found[name] = self._stored(own, expert, wanted[name], self._heads(own, config))
                 taken.add(own)
         rest = self.tensors.keys() - taken
-        return found | {own: self._stored(own, None, self._shape(own), None) for own in sorted(rest)}
+        return found | self._as_named(rest)
+
+    def own_space(self) -> Space:
+        """All tensors of any architecture under the file's own names."""
+        return self._as_named(self.tensors)
+
+    def _as_named(self, names: Iterable[str]) -> Space:
+        return {own: self._stored(own, None, self._shape(own), None) for own in sorted(names)}
 
     def _names(self, wanted: Iterable[str]) -> dict[str, tuple[str, int | None]]:
         """Hugging Face name → the file's, and which of the experts that it has in one tensor."""

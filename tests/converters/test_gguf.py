@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from converters import checkpoint
+from converters.contents import contents
 from converters.convert import Options, convert
 from converters.stores.safetensors import open_folder
 from swift_mega.base.errors import UserError
@@ -169,6 +170,7 @@ class TestRefused:
         writer.write_tensors_to_file()
         writer.close()
         assert "is of GGUF architecture bloom" in self.refusal(tmp_path / "model.gguf")
+        assert any("token_embd.weight" in line for line in contents(tmp_path / "model.gguf"))
 
     def test_another_models_config(self, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
         write(tmp_path / "model.gguf", tiny_model("llama"), "llama", "F32")

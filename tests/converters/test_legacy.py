@@ -429,7 +429,7 @@ def test_verify_and_inspect(
     capsys.readouterr()
     assert main(["convert", "inspect", str(folder.parent)]) == 0
     said = capsys.readouterr().out
-    assert "with a file for each of 4 ranks" in said
+    assert "with 4 files, one for each rank" in said
     assert re.search(r" 8 × mp_rank_\*_\*/decoder\.layers\.\*\.mlp\.linear_fc2\.weight +float32 +32 × 24\n", said)
 
 
