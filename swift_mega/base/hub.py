@@ -99,12 +99,17 @@ def is_complete(folder: Path, weights: bool = True) -> bool:
     if not (folder / "config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return False
     if not weights:
-        return any(folder.glob("tokenizer*")) or any(folder.glob("*.model"))
+        return has_tokenizer(folder)
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return (folder / "model.safetensors").is_file()
     shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return all((folder / shard).is_file() for shard in shards)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has files of a tokenizer."""
+    return any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "*.model", "vocab.*", "*.tiktoken"))
 
 
 class HuggingFace:
@@ -227,7 +232,8 @@ def _no_revision(name: str, revision: str | None, title: str) -> UserError:
 
 def _no_network(name: str, title: str, why: str) -> UserError:
     return UserError(
-        f"{name} is not in the local cache, and {title} cannot be reached ({why}).",
+        f"there is no folder {name} in {os.getcwd()}, it is not in the local cache, and {title} cannot be reached "
+        f"({why}).",
         "Fetch it on a machine with network and name the folder, or copy its cache here.",
     )
 
