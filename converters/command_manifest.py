@@ -22,11 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
     from converters.logical import MANIFEST, fingerprints, open_logical, write_manifest
-    from swift_mega.base.console import say
+    from swift_mega.base.console import counted, say
+    from swift_mega.base.errors import UserError
     from swift_mega.base.writing import write_errors_are_the_users
 
-    tensors = fingerprints(open_logical(args.path, args.config))
+    model = open_logical(args.path, args.config)
     output = args.output or args.path / MANIFEST
+    # Now, not after hours of reading.
+    if not output.parent.is_dir() or output.is_dir():
+        what = "it is a folder" if output.is_dir() else f"there is no folder {output.parent}"
+        raise UserError(f"{output} cannot be written: {what}.", "Name a file in a folder that is there with --output.")
+    tensors = fingerprints(model)
     with write_errors_are_the_users(output, option="--output"):
         write_manifest(output, tensors)
-    say(f"wrote {output}: {len(tensors):,} tensors")
+    say(f"wrote {output}: {counted(len(tensors), 'tensor')}")

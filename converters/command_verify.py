@@ -24,7 +24,13 @@ def run(args: argparse.Namespace) -> int:
     """Do what the options say."""
     from converters.logical import MANIFEST
     from swift_mega.base.console import say
+    from swift_mega.base.errors import UserError
 
+    if args.other is None and not (args.one / MANIFEST).is_file():
+        raise UserError(
+            f"{args.one} has no {MANIFEST} to be checked against.",
+            f"Write one with `swift-mega convert manifest {args.one}` while it is what it should be, or give B.",
+        )
     sides = [args.one, args.other or args.one / MANIFEST]
     one, other = (_tensors(side, args.config) for side in sides)
     faults = [f"`{name}` is only in {sides[0]}" for name in one.keys() - other.keys()]

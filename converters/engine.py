@@ -142,7 +142,7 @@ def fingerprint(plan: Plan) -> str:
     digest = xxhash.xxh3_128(str(PART_BYTES).encode())
     for path in plan.sources:
         status = path.stat()
-        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
     for move in plan.moves:
         digest.update(repr(tuple(move)).encode())
     return str(digest.hexdigest())

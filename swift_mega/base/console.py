@@ -49,7 +49,9 @@ def say(message: str = "") -> None:
     if is_main():
         from tqdm import tqdm
 
-        tqdm.write(message, file=sys.stdout)
+        # Names of files need not be text, and not every terminal has every letter.
+        encoding = sys.stdout.encoding or "utf-8"
+        tqdm.write(message.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
         sys.stdout.flush()
 
 

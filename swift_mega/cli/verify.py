@@ -6,6 +6,7 @@ and transformers with B compute the logits of a text. The exit code is 1 if anyt
 """
 
 import argparse
+from pathlib import Path
 
 from converters import command_verify
 
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.logits is not None and args.other is None:
         raise UserError("--logits compares A with B, and there is no B.", "Give a Hugging Face folder as B.")
+    if args.logits is not None:
+        _check_text(args.one, args.logits)
     fault = command_verify.run(args)
     if args.logits is None:
         return fault
@@ -42,3 +45,15 @@ def run(args: argparse.Namespace) -> int:
         f"differ by at most {found.largest:.1e}, the likeliest token is the same {found.same_token} times"
     )
     return 1 if fault or not found.largest <= MOST else 0
+
+
+def _check_text(folder: Path, text: str) -> None:
+    """Before anything is read: transformers takes a folder without tokenizer for one that knows no words."""
+    from converters.checkpoint import hf_folder
+    from swift_mega.base.errors import UserError
+    from swift_mega.base.hub import has_tokenizer
+
+    if not text.strip():
+        raise UserError("--logits was given an empty text.", "Give a sentence or two.")
+    if not has_tokenizer(hf := hf_folder(folder)):
+        raise UserError(f"{hf} has no tokenizer, which --logits needs.", "Copy the model's tokenizer files there.")

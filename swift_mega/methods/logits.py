@@ -35,12 +35,14 @@ def compare_logits(one: Path, other: Path, text: str) -> Compared:
         other: a Hugging Face folder, for transformers.
 
     Raises:
-        UserError: `other` is no Hugging Face folder, or megatron-core cannot compute this model.
+        UserError: `other` is no Hugging Face folder, `text` has no tokens, or megatron-core cannot compute this model.
     """
     if checkpoint.is_megatron(other):
         raise UserError(f"{other} is a Megatron checkpoint.", "--logits needs a Hugging Face folder as B.")
     # Also what transformers' own folder lacks: a checkpoint has its tokenizer beside it.
-    tokens = torch.tensor([load_tokenizer(str(checkpoint.hf_folder(one))).encode(text)])
+    tokens = torch.tensor([load_tokenizer(str(checkpoint.hf_folder(one))).encode(text)], dtype=torch.long)
+    if not tokens.numel():
+        raise UserError(f"the tokenizer in {one} makes no token of {text!r}.", "Give another text.")
     run = {"output": "-", "model": {"path": str(one), "precision": "fp32"}, "data": {}, "train": {"steps": 1}}
     config = build(PretrainConfig, run)
     groups.initialize(config.parallel, seed=1)

@@ -1,6 +1,8 @@
 """verify, diff, manifest and inspect, against changes that are known."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from converters.convert import Options, convert
 from converters.logical import open_logical
 from converters.stores import safetensors
 from swift_mega.cli.main import main
+from tests.support.adapters import Adapter
 
 
 @pytest.fixture
@@ -45,7 +48,16 @@ def test_the_same_model_in_two_formats(pair: tuple[Path, Path], capsys: pytest.C
     assert main(["convert", "diff", *map(str, pair)]) == 0
 
 
+def test_a_folder_whose_name_is_not_utf_8(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"hf-\xff")
+    shutil.copytree(hf_model("llama"), source)
+    assert main(["convert", str(source), str(tmp_path / "megatron")]) == 0
+    assert main(["convert", "verify", str(source), str(tmp_path / "megatron")]) == 0
+
+
 def test_a_flipped_bit_is_named(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "verify", str(pair[1])]) == 2
+    assert f"swift-mega convert manifest {pair[1]}" in capsys.readouterr().err
     assert main(["convert", "manifest", str(pair[1])]) == 0
     assert main(["convert", "verify", str(pair[1])]) == 0
     flip_one_bit(pair[1])
@@ -77,6 +89,15 @@ def test_a_tolerance_with_which_nothing_could_be_compared(
     assert "--tolerance is" in capsys.readouterr().err
 
 
+def test_where_a_manifest_goes_is_looked_at_first(
+    hf_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converters.logical.fingerprints", lambda _: pytest.fail("it was read"))
+    for output, why in ((tmp_path / "no" / "x", "there is no folder"), (tmp_path, "it is a folder")):
+        assert main(["convert", "manifest", str(hf_model("llama")), "-o", str(output)]) == 2
+        assert why in capsys.readouterr().err
+
+
 def test_inspect_shows_every_tensor_once(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     for path in pair:
         assert main(["convert", "inspect", str(path), "--all"]) == 0
@@ -93,6 +114,18 @@ def test_inspect_needs_no_supported_architecture(tmp_path: Path) -> None:
     assert main(["convert", "inspect", str(tmp_path / "nothing")]) == 2
 
 
+def test_inspect_shows_an_adapter(adapter: Adapter, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors import safe_open
+
+    folder = adapter("gated")
+    assert main(["convert", "inspect", str(folder), "--all"]) == 0
+    printed = capsys.readouterr().out
+    with safe_open(folder / "adapter_model.safetensors", "np") as file:
+        names = list(file.keys())
+    assert names and all(f" {name} " in printed for name in names)
+    assert f"{len(names)} tensors" in printed and "in 1 file\n" in printed
+
+
 def test_logits_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.support import newcomer
 
@@ -103,6 +136,14 @@ def test_logits_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "the likeliest token is the same" in capsys.readouterr().out
     assert main(["convert", "verify", *sides[::-1], "--logits", "And it came to pass"]) == 2
     assert main(["convert", "verify", sides[0], "--logits", "And"]) == 2
+    assert main(["convert", "verify", *sides, "--logits", " "]) == 2
+    assert "an empty text" in capsys.readouterr().err
+
+
+def test_logits_need_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["convert", "verify", str(tmp_path), str(tmp_path), "--logits", "And it came to pass"]) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_model_is_named(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
