@@ -8,6 +8,7 @@ that trains with another position embedding than its own would be worse than non
 import functools
 import math
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -237,6 +238,34 @@ def number(field: str, value: Any, kind: type | None = int, least: int = 0) -> A
             f"Possible: a whole number from {least} on." if kind is int else "Possible: a number.",
         )
     return int(value) if kind is int else value
+
+
+FORMS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        (
+            *("sliding_window", "max_window_layers", "decoder_sparse_step", "first_k_dense_replace"),
+            *("n_group", "topk_group", "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),
+        ),
+        (int, "a whole number"),
+    ),
+    **dict.fromkeys(
+        ("rope_theta", "rope_local_base_freq", "partial_rotary_factor", "query_pre_attn_scalar"),
+        ((int, float), "a number"),
+    ),
+    **dict.fromkeys(("layer_types", "mlp_only_layers", "moe_layers"), (list, "a list with layers")),
+    "layers_block_type": ((list, str), "a list with layers, or a pattern"),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), (dict, "an object with fields of its own")),
+}
+"""Field of config.json that rows compute with → its JSON type, and how that is called."""
+
+
+def check_forms(fields: Iterable[str], config: Config) -> None:
+    """Raises:
+    UserError: one of `fields` is of another type than rows compute with; null means that it is absent.
+    """
+    for field in fields:
+        if field in FORMS and config.get(field) is not None and not isinstance(config[field], FORMS[field][0]):
+            raise UserError(f"config.json: `{field}` is {config[field]!r}.", f"Possible: {FORMS[field][1]}.")
 
 
 @dataclass(frozen=True)

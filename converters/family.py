@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters import families
-from converters.config_table import Config, MegatronArguments, Row
+from converters.config_table import Config, MegatronArguments, Row, check_forms
 from converters.rules import DECODER_LAYERS, MTP_LAYERS, Rule
 from swift_mega.base.errors import UserError
 
@@ -51,6 +51,7 @@ class Family:
         values: dict[str, Any] = {}
         missing: list[str] = []
         for row in self.config:
+            check_forms(row.fields, hf_config)
             values |= row.to_megatron(hf_config)
             missing += values.pop("missing", ())
         return MegatronArguments(**values, missing=tuple(missing))

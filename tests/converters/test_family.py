@@ -143,6 +143,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "half a head": ({"num_key_value_heads": 1.5}, "`num_key_value_heads` is 1.5"),
     "head size in words": ({"head_dim": "16"}, "`head_dim` is '16'"),
     "no finite number": ({"rms_norm_eps": float("nan")}, "`rms_norm_eps` is nan"),
+    "a window in words": (QWEN2 | {"sliding_window": "wide"}, "`sliding_window` is 'wide'"),
+    "rotary scaling in words": ({"rope_scaling": "yarn"}, "`rope_scaling` is 'yarn'"),
     "missing field": ({"hidden_size": None}, "no `hidden_size`"),
     "window kinds": (QWEN2 | {"layer_types": ["full_attention", "chunked", "chunked"]}, "among them chunked"),
     "window count": (QWEN2 | {"layer_types": ["full_attention"]}, "1 entries for 3 layers"),
