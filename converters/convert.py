@@ -446,12 +446,11 @@ def _await(condition: Callable[[], bool], what: str) -> None:
 @contextlib.contextmanager
 def _alone(staging: Path, options: Options) -> Iterator[None]:
     """No other process puts the same target together, but for the other machines of this conversion."""
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{staging.parent} cannot be made or written to: {error.strerror}.", "Choose another DST."
-        ) from None
+    with write_errors_are_the_users(staging.parent):
+        try:
+            staging.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # below something like /proc
+            raise UserError(f"{staging.parent} cannot be written: {error.strerror}.", "Choose another DST.") from None
     with alone_in(staging, "DST", name=f"{LOCK}{options.node_rank}"):
         yield
 
