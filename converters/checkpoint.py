@@ -28,6 +28,8 @@ EXPORT = "export.json"
 """In `hf/`: the form that the Hugging Face folder had, where its family knows several; an export takes it up."""
 UNMAPPED = "unmapped.safetensors"
 """In `hf/`: tensors of the Hugging Face model that Megatron has no place for; an export puts them back."""
+MANIFEST = "tensors.xxh3.json"
+"""A hash of every tensor (`convert manifest`), by default in the folder that it is of; it goes nowhere else."""
 OURS = (EXPORT, UNMAPPED)
 """What only a Megatron checkpoint has in its `hf/`."""
 CONFIG = "config.json"
@@ -145,7 +147,7 @@ def hf_files(folder: str | Path) -> list[Path]:
     return sorted(
         file
         for file in Path(folder).iterdir()
-        if (file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and not file.name.startswith("."))
+        if (file.is_file() and not file.name.endswith((*WEIGHT_SUFFIXES, MANIFEST)) and not file.name.startswith("."))
         or file.name == UNMAPPED
     )
 

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
-    from converters.logical import MANIFEST, fingerprints, open_logical, write_manifest
+    from converters.checkpoint import MANIFEST
+    from converters.logical import fingerprints, open_logical, write_manifest
     from swift_mega.base.console import counted, say
     from swift_mega.base.errors import UserError
     from swift_mega.base.writing import write_errors_are_the_users

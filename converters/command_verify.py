@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the options say."""
-    from converters.logical import MANIFEST
+    from converters.checkpoint import MANIFEST
+    from converters.logical import differences
     from swift_mega.base.console import say
     from swift_mega.base.errors import UserError
 
@@ -33,10 +34,8 @@ def run(args: argparse.Namespace) -> int:
         )
     sides = [args.one, args.other or args.one / MANIFEST]
     one, other = (_tensors(side, args.config) for side in sides)
-    faults = [f"`{name}` is only in {sides[0]}" for name in one.keys() - other.keys()]
-    faults += [f"`{name}` is only in {sides[1]}" for name in other.keys() - one.keys()]
-    faults += [f"`{name}` {fault}" for name in one.keys() & other.keys() if (fault := _fault(one[name], other[name]))]
-    for fault in sorted(faults)[:SHOWN]:
+    faults = differences(one, other, *map(str, sides))
+    for fault in faults[:SHOWN]:
         say(fault)
     if len(faults) > SHOWN:
         say(f"and {len(faults) - SHOWN:,} more")
@@ -52,11 +51,3 @@ def _tensors(side: Path, config: Path | None) -> dict[str, dict[str, Any]]:
 
     is_manifest = side.suffix != SUFFIX and (side.is_file() or side.suffix == ".json")
     return read_manifest(side) if is_manifest else fingerprints(open_logical(side, config))
-
-
-def _fault(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """The first of its properties in which a tensor differs."""
-    for what in ("dtype", "shape", "xxh3_128"):
-        if one.get(what) != other.get(what):
-            return f"differs in its {what}: {one.get(what)} and {other.get(what)}"
-    return None

@@ -197,6 +197,8 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
 
         say_forecast(conversion, target, options.jobs)
         return
+    if options.node_rank == 0:
+        _check_manifest(source, options.config)
     with _alone(staging, options), _renamed(staging, target) as rename:
         _staging(source, target, options.overwrite)  # another process may have written it a moment ago
         finished = _carry_out(conversion, staging, options)
@@ -230,6 +232,26 @@ def _check_options(options: Options, direction: Format, source: Source) -> None:
             )
     if options.lora != Options.lora and source.kind != "peft":
         raise UserError(f"--lora is of a PEFT adapter, and {source.path} is none.", "Leave it out.")
+
+
+def _check_manifest(source: Path, config: Path | None) -> None:
+    """Compare the source with the manifest that lies in it, if one does.
+
+    Raises:
+        UserError: a bit has changed since.
+    """
+    file = source / checkpoint.MANIFEST
+    if not file.is_file():
+        return
+    from converters.logical import differences, fingerprints, open_logical, read_manifest
+
+    faults = differences(fingerprints(open_logical(source, config)), read_manifest(file), str(source), file.name)
+    if faults:
+        raise UserError(
+            f"{source} is not what its manifest says: {faults[0]}{f', and {len(faults) - 1:,} more' * bool(faults[1:])}.",
+            f"Copy it again from where it comes from; `swift-mega convert verify {source}` lists everything. "
+            f"If it is meant to be as it is, remove {file}.",
+        )
 
 
 def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:

@@ -25,9 +25,6 @@ from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.console import progress
 from swift_mega.base.errors import UserError
 
-MANIFEST = "tensors.xxh3.json"
-"""Default name of a manifest, in the folder that it describes."""
-
 
 @dataclass(frozen=True)
 class Logical:
@@ -108,3 +105,24 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(tensors, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
         raise UserError(f"{path} is no manifest.", "Make one with `swift-mega convert manifest FOLDER`.")
     return tensors
+
+
+def differences(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]], here: str, there: str) -> list[str]:
+    """What differs between two manifests, a line for each tensor.
+
+    Args:
+        one: of what is called `here`.
+        other: of what is called `there`.
+    """
+    found = [f"`{name}` is only in {here}" for name in one.keys() - other.keys()]
+    found += [f"`{name}` is only in {there}" for name in other.keys() - one.keys()]
+    both = one.keys() & other.keys()
+    return sorted(found + [f"`{name}` {fault}" for name in both if (fault := _fault(one[name], other[name]))])
+
+
+def _fault(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first of its properties in which a tensor differs."""
+    for what in ("dtype", "shape", "xxh3_128"):
+        if one.get(what) != other.get(what):
+            return f"differs in its {what}: {one.get(what)} and {other.get(what)}"
+    return None

@@ -23,6 +23,7 @@ SMALL = {
     "lr_warmup_steps: 100": "lr_warmup_steps: 1",
     "eval_interval_steps: 500": "eval_interval_steps: 2",
     "save_interval_steps: 500": "save_interval_steps: 2",
+    "--dataset data/chat.jsonl": "--dataset chat.jsonl --template plain",
     "--nproc 8": "--nproc 2",
     "--nproc-per-node 8": "--standalone --nproc-per-node 2",
 }
@@ -42,6 +43,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
     assert [large for large in SMALL if large not in text] == []
     newcomer.tiny_model(tmp_path / "model")
     newcomer.texts(tmp_path / "books")
+    (tmp_path / "chat.jsonl").write_text('{"instruction": "2 + 2?", "output": "4"}', encoding="utf-8")
     adapters.adapt(tmp_path / "model", tmp_path / "adapters" / "books", target_modules="all-linear")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}

@@ -152,3 +152,21 @@ def test_a_checkpoint_of_another_model_is_named(pair: tuple[Path, Path], capsys:
     file.write_text(json.dumps({**config, "intermediate_size": 48}))
     assert main(["convert", "verify", *map(str, pair)]) == 2
     assert "with hf/config.json it would be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_flipped_bit_is_refused_where_there_is_a_manifest(
+    side: int, pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pair[side]
+    assert main(["convert", "manifest", str(source)]) == 0
+    assert main(["convert", str(source), str(tmp_path / "good")]) == 0
+    assert not list((tmp_path / "good").rglob("tensors.xxh3.json"))  # it is of the source alone
+    file = min(source.rglob("*.safetensors" if side == 0 else "*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[-3 if side == 0 else len(content) // 2] ^= 1
+    file.write_bytes(content)
+    capsys.readouterr()
+    assert main(["convert", str(source), str(tmp_path / "bad")]) == 2
+    assert "is not what its manifest says: `" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists() and not list(tmp_path.glob(".bad*"))
