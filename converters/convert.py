@@ -247,8 +247,9 @@ def _check_manifest(source: Path, config: Path | None) -> None:
 
     faults = differences(fingerprints(open_logical(source, config)), read_manifest(file), str(source), file.name)
     if faults:
+        more = f", and {len(faults) - 1:,} more" if len(faults) > 1 else ""
         raise UserError(
-            f"{source} is not what its manifest says: {faults[0]}{f', and {len(faults) - 1:,} more' * bool(faults[1:])}.",
+            f"{source} is not what its manifest says: {faults[0]}{more}.",
             f"Copy it again from where it comes from; `swift-mega convert verify {source}` lists everything. "
             f"If it is meant to be as it is, remove {file}.",
         )

@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_model_is_named(pair: tuple[Path, Path], capsys:
 def test_a_flipped_bit_is_refused_where_there_is_a_manifest(
     side: int, pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = pair[side]
+    source = shutil.copytree(pair[side], tmp_path / "source")
     assert main(["convert", "manifest", str(source)]) == 0
     assert main(["convert", str(source), str(tmp_path / "good")]) == 0
     assert not list((tmp_path / "good").rglob("tensors.xxh3.json"))  # it is of the source alone
