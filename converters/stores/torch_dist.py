@@ -169,9 +169,9 @@ def _check_ends(folder: Path, listing: Listing) -> None:
     for blob in (*blobs, *listing.objects.values()):
         ends[blob.file] = max(ends.get(blob.file, 0), blob.begin + blob.length)
     for name, end in ends.items():
-        with opened(folder / name):
-            size = (folder / name).stat().st_size
-        if size < end:
+        if not (folder / name).is_file():
+            raise damaged(folder / name, "it is not there")
+        if (size := (folder / name).stat().st_size) < end:
             raise damaged(folder / name, f"it is {size:,} bytes long, its content ends at {end:,}")
 
 
