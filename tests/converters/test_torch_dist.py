@@ -204,7 +204,7 @@ class TestDamage:
     def test_missing_data(self, tmp_path: Path) -> None:
         write(tmp_path)
         (tmp_path / "__0_0.distcp").unlink()
-        assert "__0_0.distcp: No such file" in refusal(tmp_path, KEY)
+        assert "__0_0.distcp is damaged or not trustworthy: it is not there" in refusal(tmp_path, KEY)
 
     @pytest.mark.parametrize("keep", [0, 10, 300])
     def test_truncated_metadata(self, keep: int, tmp_path: Path) -> None:
