@@ -408,7 +408,9 @@ def _carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
     elif options.node_rank == 0:
         _start(conversion, root, state, mark)
     else:
-        _await(lambda: _says(state, mark), f"machine 0 to begin this conversion in {root}")
+        _await(lambda: _says(state, mark) or not root.exists(), f"machine 0 to begin this conversion in {root}")
+        if not root.exists():  # so little to do that machine 0 has done it all
+            return False
     mine = range(options.node_rank, len(portions), options.nodes)
     total = sum(move.nbytes for number in mine for move in portions[number])
     with progress(total, conversion.title, "B", True) as bar:
@@ -469,13 +471,22 @@ def _await(condition: Callable[[], bool], what: str) -> None:
 @contextlib.contextmanager
 def _alone(staging: Path, options: Options) -> Iterator[None]:
     """No other process puts the same target together, but for the other machines of this conversion."""
+    with contextlib.ExitStack() as inside:
+        while True:
+            _make(staging)
+            # Who was inside may have given the folder its final name meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                inside.enter_context(alone_in(staging, "DST", name=f"{LOCK}{options.node_rank}"))
+                break
+        yield
+
+
+def _make(staging: Path) -> None:
     with write_errors_are_the_users(staging.parent):
         try:
             staging.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # below something like /proc
             raise UserError(f"{staging.parent} cannot be written: {error.strerror}.", "Choose another DST.") from None
-    with alone_in(staging, "DST", name=f"{LOCK}{options.node_rank}"):
-        yield
 
 
 LOCK = f"{engine.JOURNAL}.lock."

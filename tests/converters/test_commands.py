@@ -1,11 +1,15 @@
 """The options of `swift-mega convert`."""
 
 import argparse
+import contextlib
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -164,6 +168,43 @@ def test_two_conversions_into_one_target(tiny_model: Callable[..., Path], tmp_pa
     assert refused.code == 2 and f"in use by process {holder.pid}" in refused.err
     assert main(["convert", source, target]) == 0
     assert not staging.exists() and not list((tmp_path / "out").glob(".journal*"))
+
+
+def test_who_waited_finds_the_target_taken(
+    hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder gets its final name while another conversion waits for it."""
+    from converters import convert as module
+
+    waited = module.alone_in
+
+    @contextlib.contextmanager
+    def finished_meanwhile(folder: Path, option: str, **options: Any) -> Iterator[None]:
+        monkeypatch.setattr(module, "alone_in", waited)
+        folder.rename(tmp_path / "out")
+        (tmp_path / "out" / "config.json").touch()
+        raise FileNotFoundError(folder)
+        yield
+
+    monkeypatch.setattr(module, "alone_in", finished_meanwhile)
+    with pytest.raises(UserError, match="out is not empty"):
+        call(hf_model("llama"), tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_machine_with_nothing_to_do_ends(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    from converters import convert as module
+
+    options = ["--nodes", "2", "--node-rank"]
+    one = threading.Thread(target=call, args=(hf_model("llama"), tmp_path / "out", *options, "1"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_says", lambda file, text: False)  # it never sees the moment in which it could join
+        one.start()
+        while not list(tmp_path.glob(".out.unfinished/.journal.lock.1")):
+            time.sleep(0.01)
+        (tmp_path / ".out.unfinished").rename(tmp_path / "out")
+        one.join(30)
+    assert not one.is_alive()
 
 
 def test_machines_say_which_they_are(
