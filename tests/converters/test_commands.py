@@ -1,7 +1,6 @@
 """The options of `swift-mega convert`."""
 
 import argparse
-import contextlib
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from converters import checkpoint
 from converters.commands import add_arguments, parse_size, run
 from converters.stores.safetensors import open_folder
+from swift_mega.base import lock
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main
 from tests.support import cli
@@ -176,15 +176,13 @@ def test_who_waited_finds_the_target_taken(
     """The folder gets its final name while another conversion waits for it."""
     from converters import convert as module
 
-    waited = module.alone_in
+    waited = lock.alone_in
 
-    @contextlib.contextmanager
-    def finished_meanwhile(folder: Path, option: str, **options: Any) -> Iterator[None]:
+    def finished_meanwhile(folder: Path, option: str, **options: Any) -> None:
         monkeypatch.setattr(module, "alone_in", waited)
         folder.rename(tmp_path / "out")
         (tmp_path / "out" / "config.json").touch()
         raise FileNotFoundError(folder)
-        yield
 
     monkeypatch.setattr(module, "alone_in", finished_meanwhile)
     with pytest.raises(UserError, match="out is not empty"):
