@@ -4,7 +4,6 @@ Neither needs the weights of the base model, only its config.json: that says how
 A Megatron checkpoint of an adapter has PEFT's adapter_config.json in its `hf/`, beside the base's config.json.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,10 @@ from converters.families._common import EMBEDDING, OUTPUT
 from converters.families._moe import FUSED
 from converters.family import Family, family_of, padded_vocab_size
 from converters.fused_lora import Form, fuse
-from converters.key_forms import Part, canonical_space
+from converters.key_forms import LAYER, Part, canonical_space
 from converters.lora import Adaptable, Members, key_of
 from converters.lora_config import CONFIG, LoraConfig
 from converters.relayout import per_layer
-from converters.rules import DECODER_LAYERS
 from converters.source import NOT_WEIGHTS, Source, check_tiled, form_of_export, left_out, unmapped
 from converters.space import Space, Stored
 from converters.stores import legacy, safetensors, torch_dist
@@ -191,8 +189,8 @@ def stacked(space: Space, adaptable: Adaptable) -> Space:
     """One tensor for all layers, where all layers have it in one shape and the model's layers are of one kind."""
     groups: dict[str, dict[int, str]] = defaultdict(dict)
     for key in space:
-        if adaptable.homogeneous and (found := re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", key)):
-            groups[DECODER_LAYERS + found[2]][int(found[1])] = key
+        if adaptable.homogeneous and (found := LAYER.fullmatch(key)):
+            groups[found[1] + found[3]][int(found[2])] = key
     whole = {
         name: keys
         for name, keys in groups.items()

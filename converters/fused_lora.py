@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from converters.engine import read_whole
-from converters.lora import FACTORS, LINEAR_IN, LINEAR_OUT, WEIGHT, Adaptable, Entry, Members, key_of
+from converters.lora import LINEAR_IN, LINEAR_OUT, MAGNITUDE, WEIGHT, Adaptable, Entry, Members, key_of
 from converters.lora_config import LoraConfig
 from swift_mega.base.errors import UserError
 
@@ -61,7 +61,7 @@ def fuse(
 
 def _check_plain(path: Path, key: str, entry: Entry) -> None:
     if entry.factor not in (LINEAR_IN, LINEAR_OUT):
-        kind = "DoRA" if entry.factor == FACTORS[-1] else "LoRA with a bias"
+        kind = "DoRA" if entry.factor == MAGNITUDE else "LoRA with a bias"
         raise UserError(
             f"{path} has `{key}`: {kind}, which layers that share a `linear_in` do not have.",
             "Leave out --lora fused; Megatron has it for q, k and v, and for gate and up, apart.",

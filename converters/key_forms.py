@@ -25,6 +25,9 @@ class Part(NamedTuple):
     """0 or 1: one half of the first axis after them."""
 
 
+LAYER = re.compile(r"(decoder\.layers\.)(\d+)\.(.+)")
+"""The key of a tensor of one layer; without its number that of all layers' stacked."""
+
 HALVES = {"_w": 0, "_v": 1}
 """Suffix of a gated layer's halves that are stored apart: gate, up."""
 
@@ -35,7 +38,7 @@ def canonical_part(native: str, wanted: Collection[str]) -> Part | None:
     name = native[:-2] if half is not None else native
     if name in wanted:
         return Part(name, (), half)
-    layer = re.fullmatch(r"(decoder\.layers\.)(\d+)\.(.+)", name)
+    layer = LAYER.fullmatch(name)
     expert = re.fullmatch(r"(.+\.experts\.experts\.)(\d+)\.(.+)", name)
     both = layer and re.fullmatch(r"(.+\.experts\.experts\.)(\d+)\.(.+)", layer[1] + layer[3])
     for found, index in (

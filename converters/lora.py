@@ -56,13 +56,9 @@ class Factor(NamedTuple):
 
 LINEAR_IN = Factor(".lora_A.weight", "linear_in.weight", True, is_input=True)
 LINEAR_OUT = Factor(".lora_B.weight", "linear_out.weight", True)
-FACTORS = (
-    LINEAR_IN,
-    LINEAR_OUT,
-    Factor(".lora_B.bias", "linear_out.bias", False),
-    Factor(".lora_magnitude_vector", "weight_magnitude", False),
-)
-"""The last is DoRA's: the length that each row of the weight has."""
+MAGNITUDE = Factor(".lora_magnitude_vector", "weight_magnitude", False)
+"""DoRA's: the length that each row of the weight has."""
+FACTORS = (LINEAR_IN, LINEAR_OUT, Factor(".lora_B.bias", "linear_out.bias", False), MAGNITUDE)
 
 PARTS: dict[Operation, tuple[str, ...]] = {
     INTERLEAVE_GROUPS: ("adapter_q.", "adapter_k.", "adapter_v."),

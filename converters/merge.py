@@ -4,7 +4,6 @@ Nothing is merged here: a tensor of the base gets another way of being read, and
 computed is computed in float32 from what both files have, and rounded once. Neither file is changed.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,15 +14,16 @@ from typing import NamedTuple
 from converters.adapters import WEIGHTS, is_peft, open_tensors
 from converters.expert_lora import of_expert
 from converters.families._common import EMBEDDING
-from converters.lora import BASE, WEIGHT, Adaptable, Site
+from converters.key_forms import canonical_part
+from converters.lora import BASE, LINEAR_IN, LINEAR_OUT, MAGNITUDE, WEIGHT, Adaptable, Site
 from converters.lora_config import CONFIG, LoraConfig
-from converters.rules import DECODER_LAYERS, Segment
+from converters.rules import Segment
 from converters.source import Source
 from converters.space import Box, LowRank, Merge, Placement, Stored, row_major, shared
 from converters.tensors import CARRIER, TensorSpec
 from swift_mega.base.errors import UserError
 
-A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+A, B, LENGTHS = LINEAR_IN.peft, LINEAR_OUT.peft, MAGNITUDE.peft
 EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 """Of an embedding, whose rows are its inputs: its weight is the other way round."""
 COPY = ".base_layer.weight"
@@ -115,7 +115,7 @@ def _check_tied(source: Source, folder: Path, said: LoraConfig, changed: set[str
 
 def _suffix(name: str) -> str:
     """How the name of a factor ends; empty for a whole weight."""
-    return next((end for end in (A, B, MAGNITUDE, EMBEDDING_A, EMBEDDING_B) if name.endswith(end)), "")
+    return next((end for end in (A, B, LENGTHS, EMBEDDING_A, EMBEDDING_B) if name.endswith(end)), "")
 
 
 def _whole(source: Source, folder: Path, adaptable: Adaptable, name: str, stored: Stored) -> tuple[Where, Stored]:
@@ -149,7 +149,7 @@ def _layer(folder: Path, adaptable: Adaptable, said: LoraConfig, name: str, own:
             "The adapter is of another model than this base.",
         )
     rank = a.spec.shape[0] // (adaptable.sizes[sites[0].within] if sites[0].within else 1)
-    return _Layer(sites, said.scale(name, rank), a, b, own.get(MAGNITUDE))
+    return _Layer(sites, said.scale(name, rank), a, b, own.get(LENGTHS))
 
 
 def _added(source: Source, adaptable: Adaptable, layer: _Layer) -> Iterator[tuple[Where, Site, LowRank]]:
@@ -168,13 +168,8 @@ def _added(source: Source, adaptable: Adaptable, layer: _Layer) -> Iterator[tupl
 
 def _where(source: Source, site: Site) -> Where | None:
     """Where the base has a weight; the layers of some are stacked."""
-    key = site.rule.megatron
-    if key in source.space:
-        return key, site.position
-    found = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", key)
-    if found and DECODER_LAYERS + found[2] in source.space:
-        return DECODER_LAYERS + found[2], (int(found[1]), *site.position)
-    return None
+    part = canonical_part(site.rule.megatron, source.space)
+    return None if part is None else (part.key, (*part.position, *site.position))
 
 
 def _changed(

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -23,7 +22,7 @@ from tests.support import tiny_moe
 from .both_ways import assert_config_goes_both_ways
 from .reshape import load
 from .test_convert import assert_same_model
-from .test_view import boxed, source_of
+from .test_view import assert_pieces_are_the_tensors
 
 TinyModel = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
@@ -67,15 +66,7 @@ def test_what_megatron_lacks_is_named(name: str, tiny_model: TinyModel) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_pieces_put_together_are_the_tensor(name: str, tiny_model: TinyModel) -> None:
-    view = view_of(tiny_model(name))
-    for key, spec in view.tensors.items():
-        built, count = np.empty(spec.shape, "<f4"), np.zeros(spec.shape, int)
-        for piece in view.pieces(key):
-            place = boxed(piece.offset, piece.shape)
-            count[place] += 1
-            built[place] = 0 if piece.source is None else source_of(piece, view.store)
-        assert (count == 1).all(), key
-        assert built.tobytes() == view.read(key, (0,) * len(spec.shape), spec.shape).tobytes(), key
+    assert_pieces_are_the_tensors(view_of(tiny_model(name)))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,11 +1,9 @@
 """The families whose layers are not all of one kind: config, tensors, keys, and what megatron-core itself stores."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -24,7 +22,7 @@ from .mamba_without_kernels import mamba_model
 from .reshape import load
 from .test_convert import assert_same_model
 from .test_expert_families import changed, view_of, whole
-from .test_view import boxed, source_of
+from .test_view import assert_pieces_are_the_tensors
 
 TinyModel = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
@@ -47,15 +45,7 @@ def test_what_megatron_lacks_is_named(name: str, tiny_model: TinyModel) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_pieces_put_together_are_the_tensor(name: str, tiny_model: TinyModel) -> None:
-    view = view_of(tiny_model(name))
-    for key, spec in view.tensors.items():
-        built, count = np.empty(spec.shape, "<f4"), np.zeros(spec.shape, int)
-        for piece in view.pieces(key):
-            place = boxed(piece.offset, piece.shape)
-            count[place] += 1
-            built[place] = 0 if piece.source is None else source_of(piece, view.store)
-        assert (count == 1).all(), key
-        assert built.tobytes() == view.read(key, (0,) * len(spec.shape), spec.shape).tobytes(), key
+    assert_pieces_are_the_tensors(view_of(tiny_model(name)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -232,18 +222,6 @@ def test_what_cannot_be_said_is_refused(case: str, tiny_model: TinyModel) -> Non
     with pytest.raises(UserError) as error:
         family_of(config).megatron_arguments(config)
     assert message in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def megatron() -> Iterator[None]:
-    """megatron-core with a process group of one."""
-    from swift_mega.parallel import groups
-    from swift_mega.parallel.config import ParallelConfig
-
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-    groups.initialize(ParallelConfig(), seed=1)
-    yield
-    groups.shutdown()
 
 
 def load_strictly(model: Any, folder: Path) -> None:

@@ -104,9 +104,8 @@ def test_any_box(variant: str, hf_model: Callable[[str], Path]) -> None:
             assert np.array_equal(view.read(key, first, shape), expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_pieces_put_together_are_the_tensor(variant: str, hf_model: Callable[[str], Path]) -> None:
-    view = view_of(hf_model(variant))
+def assert_pieces_are_the_tensors(view: MegatronView) -> None:
+    """Each element is in one piece, and read it is what the piece's source has."""
     for key, spec in view.tensors.items():
         built, count = np.empty(spec.shape, CARRIER[spec.dtype]), np.zeros(spec.shape, int)
         for piece in view.pieces(key):
@@ -115,6 +114,11 @@ def test_pieces_put_together_are_the_tensor(variant: str, hf_model: Callable[[st
             built[place] = 0 if piece.source is None else source_of(piece, view.store)
         assert (count == 1).all(), key
         assert built.tobytes() == view.read(key, (0,) * len(spec.shape), spec.shape).tobytes(), key
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pieces_put_together_are_the_tensor(variant: str, hf_model: Callable[[str], Path]) -> None:
+    assert_pieces_are_the_tensors(view_of(hf_model(variant)))
 
 
 def source_of(piece: Piece, store: SafetensorsFolder) -> np.ndarray:
