@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hf_bridge.data.config import RowsConfig
+from hf_bridge.templates.config import TemplateConfig
 from swift_mega.base import config as configs
 from swift_mega.base.console import counted, progress, say
 from swift_mega.base.errors import UserError
@@ -28,23 +29,6 @@ if TYPE_CHECKING:
 
 MEASURED = 1000
 """Rows whose lengths are measured."""
-
-
-@dataclass(kw_only=True)
-class TemplateConfig:
-    """How rows become tokens."""
-
-    template: str | None = None
-    """Name of a declared template, such as `chatml`. null: the model's own chat template."""
-
-    loss_scale: str = "default"
-    """What is trained on, and with which weight: `default`, `last_round`, `all`, …, joined by `+`; or a file."""
-
-    agent_format: str | None = None
-    """How tools are written, such as `hermes`. null: as the template has them."""
-
-    allow_special: bool = False
-    """Special tokens inside messages mean what they say, instead of being text."""
 
 
 @dataclass(kw_only=True)

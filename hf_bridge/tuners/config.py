@@ -1,0 +1,32 @@
+"""Options of tuners on the command line. Torch-free: `--help` reads it."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True)
+class TuningConfig:
+    """What is tuned, and how much. What only one tuner has goes into `tuner_options`."""
+
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Ends of names, or one regular expression; `all-linear`: every linear layer but the head."""
+
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules that are trained whole beside the tuner, such as `embed_tokens`."""
+
+    rank: int = 8
+    """Of LoRA and its kin, and of projected gradients where not said otherwise."""
+
+    alpha: float = 32.0
+    """LoRA scales with alpha ÷ rank."""
+
+    dropout: float = 0.05
+    """Before LoRA's first matrix."""
+
+    tuner_options: dict[str, float | int | bool | str | list[str] | None] = field(default_factory=dict)
+    """Options of the tuner's own config in its own words: `use_rslora=true galore_update_interval=200`."""
+
+    freeze: list[str] = field(default_factory=list)
+    """With `full`: parameters that match one of these regular expressions stay as they are."""
+
+    train_only: list[str] = field(default_factory=list)
+    """With `full`: only parameters that match one of these regular expressions are trained."""
