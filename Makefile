@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Two processes, as the machine that all this is tried on has two cores; a file's tests stay together.
+LANES := -n 2 --no-loadscope-reorder
 MINOR := $(shell $(PYTHON) -c 'import sys; print(sys.version_info[1])')
 
 .DEFAULT_GOAL := help
@@ -14,10 +16,10 @@ demo: $(STAMP)  ## continue the pretraining of a real model on three processes, 
 	$(RUN) -m examples.demo
 
 test: $(STAMP)  ## the test suite
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q $(LANES)
 
 test-slow: $(STAMP)  ## the longer proofs: real weights, the built wheel, kill -9
-	$(RUN) -m pytest -q -m "slow and not gpu" --timeout 1800
+	$(RUN) -m pytest -q -m "slow and not gpu" --timeout 1800 $(LANES)
 
 check: $(STAMP)  ## formatting, lint, types, and which package may call which
 	$(VENV)/bin/ruff format --check .

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Before any test module imports megatron.
 compat.install()
+
+
+TOGETHER = ("tests/train/", "tests/model/", "tests/parallel/")
+"""Folders whose tests share launches of several processes; the longest first."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no process of `make test` is left with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(TOGETHER[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of the processes of `make test` one runs a whole file, or all that shares launches."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWhatIsShared(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.partition("::")[0])
+
+    return ByWhatIsShared(config, log)
 
 
 @pytest.fixture(scope="session")
