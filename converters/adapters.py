@@ -236,9 +236,9 @@ def _members(path: Path, adaptable: Adaptable, tensors: Mapping[str, Stored]) ->
                 "Megatron has the factors of all experts of a layer in one tensor; adapt all of them, or none.",
             )
         if len(specs := {stored.spec for stored in own.values()}) > 1:
-            shapes = " and ".join(sorted(str(list(spec.shape)) for spec in specs))
+            found = " and ".join(sorted(f"{list(spec.shape)} in {spec.dtype}" for spec in specs))
             raise UserError(
-                f"{path}: the experts of `{key}` have factors of shapes {shapes}.",
-                "Megatron has the factors of all experts of a layer in one tensor; give them one rank.",
+                f"{path}: the experts of `{key}` have factors of shapes {found}.",
+                "Megatron has the factors of all experts of a layer in one tensor; give them one rank and dtype.",
             )
     return members

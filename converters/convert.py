@@ -257,7 +257,7 @@ def _check_manifest(source: Path, config: Path | None) -> None:
 
 def _to_megatron(source: Source, root: Path, options: Options) -> Conversion:
     check_form(options.keys, source.rules)
-    dtypes = _dtypes(source, options.dtype)
+    dtypes = source.dtypes_in_megatron(options.dtype)
     if source.adaptable is not None:
         return _adapter_to_megatron(source, root / checkpoint.RELEASE, options)
     rows = _rows(source, options)
@@ -337,7 +337,7 @@ def _to_legacy(source: Source, root: Path, options: Options) -> Conversion:
         options.target_first_stage_layers,
         options.target_last_stage_layers,
     )
-    rows, dtypes = _rows(source, options), _dtypes(source, options.dtype)
+    rows, dtypes = _rows(source, options), source.dtypes_in_megatron(options.dtype)
     shapes = {key: stored.spec.shape for key, stored in source.space.items()}
     shapes |= {key: (rows, *shapes[key][1:]) for key in VOCABULARY & set(shapes)}
     tensors = {key: TensorSpec(shape, dtypes[key]) for key, shape in shapes.items()}
@@ -378,7 +378,7 @@ def _small(key: str, offset: Box, shape: Box, dtype: str) -> Iterator[tuple[str,
 
 
 def _to_hf(source: Source, folder: Path, options: Options) -> Conversion:
-    tensors = exported_tensors(source, _dtypes(source, options.dtype))
+    tensors = exported_tensors(source, options.dtype)
     if source.adaptable is None:
         target = safetensors.layout(folder, tensors, options.max_shard_bytes)
     else:
@@ -579,9 +579,3 @@ LOSSY = ", which loses bits"
 
 def _loses(stored: str, wanted: str) -> bool:
     return (stored, wanted) not in {("bfloat16", "float32"), ("float16", "float32")} and wanted != "float64"
-
-
-def _dtypes(source: Source, dtype: str | None) -> dict[str, str]:
-    """Canonical key → dtype in the target: as stored, or `dtype` where a rule does not forbid it."""
-    fixed = {key for key, rule in source.rules.items() if rule.keeps_dtype}
-    return {key: stored.spec.dtype if dtype is None or key in fixed else dtype for key, stored in source.space.items()}

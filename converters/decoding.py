@@ -51,16 +51,17 @@ def content(
 
 def box_of(stored: Stored, offset: Box, shape: Box, read: Read) -> np.ndarray:
     """A box of a tensor in memory, in the dtype that carries its bits."""
-    carrier = CARRIER[stored.spec.dtype]
-    box: np.ndarray = np.zeros(shape, carrier)
+    box: np.ndarray = np.zeros(shape, CARRIER[stored.spec.dtype])
     for one in stored.placements:
         part = common(one.offset, one.shape, offset, shape)
         if one.file is None or part is None:
             continue
         begin, size = part
+        dtype = one.dtype or stored.spec.dtype
+        carrier = CARRIER[dtype]
         buffer = content(one.file, one.inside(begin), span(size, one.strides, carrier.itemsize), one.encoding, read)
         place = tuple(slice(b - o, b - o + s) for b, o, s in zip(begin, offset, size, strict=True))
-        box[place] = np.ndarray(size, carrier, buffer, strides=one.strides)
+        box[place] = cast(np.ndarray(size, carrier, buffer, strides=one.strides), dtype, stored.spec.dtype)
     return box
 
 

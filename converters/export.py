@@ -15,16 +15,19 @@ from converters.view import MegatronView, hf_tensors
 from swift_mega.base.errors import UserError
 
 
-def exported_tensors(source: Source, dtypes: Mapping[str, str]) -> dict[str, TensorSpec]:
+def exported_tensors(source: Source, dtype: str | None = None) -> dict[str, TensorSpec]:
     """Hugging Face name, of an adapter PEFT's → shape and dtype, those included that Megatron has no place for.
 
     Args:
         source: the model or adapter.
-        dtypes: of the weights, by canonical key.
+        dtype: to cast the weights to. None: as stored.
     """
+    dtypes = source.dtypes(dtype)
     if source.adaptable is not None:
         return peft_tensors(source, dtypes)
     weights = hf_tensors(source.family, source.arguments, dtypes, source.form)
+    if source.view is not None and dtype is None:
+        weights |= {name: spec for name, spec in source.view.store.tensors.items() if name in weights}
     return weights | {name: stored.spec for name, stored in source.set_aside.items()}
 
 

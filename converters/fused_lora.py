@@ -44,6 +44,8 @@ def fuse(
             _check_plain(path, key, entry)
             key = key_of(entry.rule, entry.factor, every)
         fused[key] |= own
+    for key in [key for key in fused if adaptable.entries[key].fused]:
+        _check_dtype(path, key, fused[key])
     expanded: set[str] = set()
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -65,6 +67,14 @@ def _check_plain(path: Path, key: str, entry: Entry) -> None:
         raise UserError(
             f"{path} has `{key}`: {kind}, which layers that share a `linear_in` do not have.",
             "Leave out --lora fused; Megatron has it for q, k and v, and for gate and up, apart.",
+        )
+
+
+def _check_dtype(path: Path, key: str, own: Members) -> None:
+    if len(dtypes := {stored.spec.dtype for stored in own.values()}) > 1:
+        raise UserError(
+            f"{path}: what `{key}` fuses is stored in different dtypes: {', '.join(sorted(dtypes))}.",
+            "Leave out --lora fused, or save the adapter in one dtype.",
         )
 
 

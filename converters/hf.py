@@ -11,20 +11,22 @@ def canonical(view: MegatronView) -> Space:
     """Canonical key → its placements in the files of the view's store."""
     space = view.store.space()
     return {
-        key: Stored(spec, [placement for piece in view.pieces(key) for placement in _placements(piece, space)])
+        key: Stored(spec, [one for piece in view.pieces(key) for one in _placements(piece, space, spec.dtype)])
         for key, spec in view.tensors.items()
     }
 
 
-def _placements(piece: Piece, space: Space) -> Iterator[Placement]:
-    """The placements of a piece: what it shares with those of its source."""
+def _placements(piece: Piece, space: Space, dtype: str) -> Iterator[Placement]:
+    """The placements of a piece of a tensor of `dtype`: what it shares with those of its source."""
     if piece.source is None:
         yield Placement(piece.offset, piece.shape, None, 0, (0,) * len(piece.shape))
         return
     depth = len(piece.shape) - len(piece.first)
     sizes = _turned(piece.shape[depth:], piece.transposed)
     steps = piece.steps or (1,) * len(piece.first)
-    for one in space[piece.source].placements:
+    stored = space[piece.source]
+    own_dtype = None if stored.spec.dtype == dtype else stored.spec.dtype
+    for one in stored.placements:
         # Along each axis, those of the piece's elements that lie in the placement.
         lows = tuple(max(0, -((f - o) // s)) for f, s, o in zip(piece.first, steps, one.offset, strict=True))
         ends = (
@@ -38,9 +40,8 @@ def _placements(piece: Piece, space: Space) -> Iterator[Placement]:
         strides = tuple(stride * step for stride, step in zip(one.strides, steps, strict=True))
         lows, shape, own = (_turned(box, piece.transposed) for box in (lows, shape, strides))
         offset = tuple(a + b for a, b in zip(piece.offset, _padded(lows, piece), strict=True))
-        yield Placement(
-            offset, (*piece.shape[:depth], *shape), one.file, one.inside(at), _padded(own, piece), one.encoding
-        )
+        box, begin = (*piece.shape[:depth], *shape), one.inside(at)
+        yield Placement(offset, box, one.file, begin, _padded(own, piece), one.encoding, own_dtype)
 
 
 def _turned(box: Box, turned: bool) -> Box:

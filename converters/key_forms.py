@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from converters.space import Box, Placement, Space, Stored
 from converters.tensors import TensorSpec
+from swift_mega.base.errors import UserError
 
 
 class Part(NamedTuple):
@@ -66,6 +67,11 @@ def canonical_space(native: Mapping[str, Stored], parts: Mapping[str, Part]) -> 
 
 def _joined(members: list[tuple[Part, Stored]]) -> Stored:
     first, stored = members[0]
+    if len(dtypes := {one.spec.dtype for _, one in members}) > 1:
+        raise UserError(
+            f"the layers or experts of `{first.key}` are stored in different dtypes: {', '.join(sorted(dtypes))}.",
+            "Save the checkpoint in one dtype: there is one tensor for all of them in Megatron's own keys.",
+        )
     own = list(stored.spec.shape)
     if first.half is not None:
         own[0] *= 2

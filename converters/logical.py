@@ -59,7 +59,7 @@ def open_logical(path: Path, config: Path | None = None) -> Logical:
         UserError: see `open_source`.
     """
     source = open_source(path, config=config)
-    tensors = exported_tensors(source, {key: stored.spec.dtype for key, stored in source.space.items()})
+    tensors = exported_tensors(source)
     # Every tensor is a file of its own, which is never written.
     plan = export_plan(source, {name: Place(spec, Path(name), 0) for name, spec in tensors.items()})
     moves: dict[str, list[Move]] = defaultdict(list)

@@ -196,7 +196,9 @@ def _changed(
     for one, box, offset, shape in shared(base.placements, boxes):
         begin = one.inside(offset) if one.file is not None else 0
         within = tuple(a - b for a, b in zip(offset, box.offset, strict=True))[depth:]
-        parts[box.begin].append(Placement(within, shape[depth:], one.file, begin, one.strides[depth:], one.encoding))
+        parts[box.begin].append(
+            one._replace(offset=within, shape=shape[depth:], begin=begin, strides=one.strides[depth:])
+        )
     for number, run in enumerate(rows):
         weight = Stored(TensorSpec(run.shape[depth:], base.spec.dtype), parts[number])
         placements += _at(weight, run.offset, dtype, run.added)

@@ -179,8 +179,8 @@ def _boxes(
                 other.file,
                 other.inside(offset),
                 *_simplified(shape, one.strides, other.strides),
-                stored.spec.dtype,
-                dtype,
+                one.dtype or stored.spec.dtype,
+                other.dtype or dtype,
                 one.encoding,
             )
     wanted = sum(math.prod(placement.shape) for placement in placements)

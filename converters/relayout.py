@@ -165,7 +165,7 @@ def per_layer(space: Space) -> Space:
         for one in stored.placements:
             for number in range(one.shape[0]):
                 begin = one.begin + number * one.strides[0]
-                box = Placement(one.offset[1:], one.shape[1:], one.file, begin, one.strides[1:])
+                box = one._replace(offset=one.offset[1:], shape=one.shape[1:], begin=begin, strides=one.strides[1:])
                 placements[one.offset[0] + number].append(box)
         layers, *shape = stored.spec.shape
         for layer in range(layers):

@@ -64,6 +64,29 @@ class Source:
         """Whether the files have numbers in another form than as they are."""
         return any(one.encoding is not None for stored in self.space.values() for one in stored.placements)
 
+    def dtypes(self, dtype: str | None) -> dict[str, str]:
+        """Canonical key → dtype in a target: as stored, or `dtype` where a rule does not forbid it."""
+        fixed = {key for key, rule in self.rules.items() if rule.keeps_dtype}
+        return {
+            key: stored.spec.dtype if dtype is None or key in fixed else dtype for key, stored in self.space.items()
+        }
+
+    def dtypes_in_megatron(self, dtype: str | None) -> dict[str, str]:
+        """The same where a tensor is made of several.
+
+        Raises:
+            UserError: of these some have another dtype, and none is asked for.
+        """
+        mixed = {} if self.view is None or dtype is not None else self.view.mixed
+        for key, own in mixed.items():
+            found = ", ".join(f"`{name}` is {stored}" for stored, name in sorted(own.items()))
+            more = f"; so are {len(mixed) - 1:,} others" if len(mixed) > 1 else ""
+            raise UserError(
+                f"{self.path}: `{key}` is one tensor in Megatron, made of tensors of different dtypes: {found}{more}.",
+                "Say which they are to have: --dtype fp32, which loses nothing, or --dtype bf16.",
+            )
+        return self.dtypes(dtype)
+
     @property
     def rules(self) -> dict[str, Rule]:
         """Canonical key → the rule that makes it."""

@@ -115,6 +115,8 @@ class Placement(NamedTuple):
     """Bytes between neighbours along each axis: `row_major` or, where the file is transposed, any other."""
     encoding: Encoding | Merge | None = None
     """None: the file has the numbers as they are."""
+    dtype: str | None = None
+    """Of the numbers there. None: the tensor's, as nearly always."""
 
     def inside(self, offset: Box) -> int:
         """The first byte of the element at `offset` of the tensor."""

@@ -41,6 +41,10 @@ WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 """What a weight may be stored as; anything else is a quantised model or a damaged file."""
 
 
+WIDEST = "float32"
+"""Holds the numbers of all of them exactly."""
+
+
 def cast(array: np.ndarray, stored: str, dtype: str) -> np.ndarray:
     """The same numbers in another dtype, rounded to nearest even where that is narrower; carriers on both sides.
 

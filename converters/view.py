@@ -19,7 +19,7 @@ from converters.config_table import Config, MegatronArguments
 from converters.family import Family, sizes
 from converters.rules import Rule, check_parts
 from converters.stores.safetensors import SafetensorsFolder
-from converters.tensors import CARRIER, TensorSpec
+from converters.tensors import CARRIER, WIDEST, TensorSpec, cast
 from swift_mega.base.errors import UserError
 
 Box = tuple[int, ...]
@@ -100,8 +100,10 @@ class MegatronView:
         """What is left out of the source, and why; for the user to read."""
         self.copies = accounted.copies
         """Hugging Face tensor → the one of which it is a copy, byte for byte; no Megatron tensor has a place for it."""
+        self.mixed: dict[str, dict[str, str]] = {}
+        """Megatron key → dtype → the name of a tensor; of what is made of tensors of several dtypes."""
         self.tensors: dict[str, TensorSpec] = {key: self._spec(rule) for key, rule in self._rules.items()}
-        """Megatron key → global shape, layer axis first where stacked, and dtype."""
+        """Megatron key → global shape, layer axis first where stacked, and dtype, which holds all numbers exactly."""
         self._copies_of: dict[str, list[str]] = {}
         for copy, name in self.copies.items():
             self._copies_of.setdefault(name, []).append(copy)
@@ -113,21 +115,24 @@ class MegatronView:
     def read(self, key: str, offset: Box, shape: Box) -> np.ndarray:
         """The box `offset … offset+shape` of Megatron tensor `key`, in the dtype that carries its bits."""
         self._check_box(key, offset, shape)
-        box = np.empty(shape, CARRIER[self.tensors[key].dtype])
+        dtype = self.tensors[key].dtype
+        box = np.empty(shape, CARRIER[dtype])
         for layer, sources in self._layers(key, offset, shape):
             for run, columns in self._runs(key, offset, shape):
                 rows = box[layer][run.row : run.row + run.rows]
                 if run.source is None:
                     rows[...] = 0
                 else:
-                    rows[...] = self._window(key, sources[run.source], run, columns)
+                    source = sources[run.source]
+                    rows[...] = cast(self._window(key, source, run, columns), self.store.dtype(source.name), dtype)
         return box
 
     def write(self, key: str, offset: Box, array: np.ndarray) -> None:
         """Put a box back into the Hugging Face tensors. Padding rows have no place there and are dropped."""
         self._check_box(key, offset, array.shape)
-        if array.dtype != CARRIER[self.tensors[key].dtype]:
-            raise TypeError(f"{key} is {self.tensors[key].dtype}, got numpy {array.dtype}")
+        dtype = self.tensors[key].dtype
+        if array.dtype != CARRIER[dtype]:
+            raise TypeError(f"{key} is {dtype}, got numpy {array.dtype}")
         for layer, sources in self._layers(key, offset, array.shape):
             for run, columns in self._runs(key, offset, array.shape):
                 if run.source is None:
@@ -135,7 +140,8 @@ class MegatronView:
                 rows = array[layer][run.row : run.row + run.rows]
                 name, within = sources[run.source]
                 for same in (name, *self._copies_of.get(name, ())):
-                    self._window(key, Source(same, within), run, columns)[...] = rows
+                    window = self._window(key, Source(same, within), run, columns)
+                    window[...] = cast(rows, dtype, self.store.dtype(same))
 
     def pieces(self, key: str) -> Iterator[Piece]:
         """All of `key`, as the boxes it is put together from, in its own order; each element is in one of them."""
@@ -201,16 +207,12 @@ class MegatronView:
             raise ValueError(f"box at {offset} of shape {shape} leaves {key} of shape {whole}")
 
     def _spec(self, rule: Rule) -> TensorSpec:
-        """Global shape and the one dtype of all the tensors a Megatron tensor is made of."""
+        """Global shape and the dtype of all the tensors a Megatron tensor is made of."""
         names = [name for source in rule.sources for name in source.names(self._sizes)]
-        dtypes = {self.store.tensors[name].dtype: name for name in names}
+        dtypes = {self.store.dtype(name): name for name in reversed(names)}
         if len(dtypes) > 1:
-            found = ", ".join(f"`{name}` is {dtype}" for dtype, name in sorted(dtypes.items()))
-            raise UserError(
-                f"`{rule.megatron}` is made of tensors of different dtypes: {found}.",
-                "Cast the source to one dtype first (`model.to(dtype).save_pretrained(folder)`).",
-            )
-        return TensorSpec(rule.shape(self._sizes), next(iter(dtypes)))
+            self.mixed[rule.megatron] = dtypes
+        return TensorSpec(rule.shape(self._sizes), WIDEST if len(dtypes) > 1 else next(iter(dtypes)))
 
 
 def _turned(box: tuple[T, ...], turned: bool) -> tuple[T, ...]:

@@ -89,6 +89,10 @@ class SafetensorsFolder:
         """Where each tensor lies, under its Hugging Face name."""
         return {name: place.stored() for name, place in self.places.items()}
 
+    def dtype(self, name: str) -> str:
+        """torch's name of a tensor's dtype."""
+        return self.tensors[name].dtype
+
     def without(self, names: Collection[str]) -> "SafetensorsFolder":
         """The same folder without some of its tensors."""
         kept = {name: place for name, place in self.places.items() if name not in names}

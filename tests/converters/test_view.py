@@ -233,11 +233,6 @@ class TestAccounting:
         folder = changed("llama", lambda tensors: tensors.update({"model.norm.weight": int8}))
         assert "`model.norm.weight` is int8; a weight is one of float32" in self.refusal(folder)
 
-    def test_mixed_dtypes_in_one_megatron_tensor(self, changed: Callable[..., Path]) -> None:
-        name = "model.layers.0.self_attn.v_proj.weight"
-        folder = changed("llama", lambda tensors: tensors.update({name: tensors[name].bfloat16()}))
-        assert f"`{name}` is bfloat16" in self.refusal(folder)
-
     def test_recomputable_buffers_are_left_out_and_said(self, changed: Callable[..., Path]) -> None:
         name = "model.layers.0.self_attn.rotary_emb.inv_freq"
         view = view_of(changed("llama", lambda tensors: tensors.update({name: torch.ones(4)})))
