@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from converters import checkpoint
 from converters.adapters import WEIGHTS, is_peft
+from converters.opening import open_source
+from converters.parameters import Parameters, parameters
 from converters.stores import gguf_file, legacy, safetensors, torch_dist
 from converters.stores.torch_zip import TensorRecord
 from converters.tensors import TensorSpec
@@ -23,15 +25,24 @@ class Entry(NamedTuple):
     """A tensor and how it is stored."""
 
     spec: TensorSpec
-    grid: tuple[int, ...]
+    grid: tuple[int, ...] = ()
     """Chunks along each axis."""
+    blocks: int | None = None
+    """Bytes in the file, where its numbers are packed into blocks (GGUF)."""
+
+    @property
+    def nbytes(self) -> int:
+        """In the file."""
+        return self.spec.nbytes if self.blocks is None else self.blocks
 
 
-def contents(path: Path, every: bool = False) -> Iterator[str]:
+def contents(path: Path, every: bool = False, config: Path | None = None) -> Iterator[str]:
     """The lines of `convert inspect`.
 
     Args:
+        path: folder or file.
         every: one line for each tensor, instead of one for those that differ by numbers in their names only.
+        config: a folder with config.json, where the checkpoint has none.
 
     Raises:
         UserError: nothing that is known, or damaged.
@@ -46,25 +57,50 @@ def contents(path: Path, every: bool = False) -> Iterator[str]:
         shape = " × ".join(map(str, entry.spec.shape)) or "scalar"
         chunks = f"  in {' × '.join(map(str, entry.grid))} chunks" if math.prod(entry.grid) > 1 else ""
         times = f"{count:>6,} ×" if count > 1 else " " * 8
-        yield f"  {times} {name:<{width}}  {entry.spec.dtype:<8}  {shape}{chunks}"
+        size = sized(count * entry.nbytes)
+        yield f"  {times} {name:<{width}}  {size:>7}  {entry.spec.dtype:<8}  {shape}{chunks}"
     dtypes = Counter[str]()
     for entry in entries.values():
         dtypes[entry.spec.dtype] += math.prod(entry.spec.shape)
     by_dtype = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
-    nbytes = sum(entry.spec.nbytes for entry in entries.values())
+    nbytes = sum(entry.nbytes for entry in entries.values())
     tensors = counted(len(entries), "tensor")
-    yield f"  {tensors}, {by_dtype} elements, {nbytes / 1e9:.3g} GB in {counted(files, 'file')}"
+    yield f"  {tensors}, {by_dtype} elements, {sized(nbytes)} in {counted(files, 'file')}"
+    yield f"  {_parameters(path, config)}"
+
+
+def _parameters(path: Path, config: Path | None) -> str:
+    """What of this are parameters; or why that is not known."""
+    if is_peft(path) and config is None:  # all of it; the base, of which nothing is asked here, may be anywhere
+        places = safetensors.read_header(path / WEIGHTS)
+        return str(Parameters(sum(math.prod(place.spec.shape) for place in places.values()), 0, 0))
+    try:
+        return str(parameters(open_source(path, config=config)))
+    except UserError as error:
+        return f"parameters are not counted: {error.what}"
+
+
+def sized(nbytes: int) -> str:
+    """Bytes for people to read, in the units of `--max-shard-size`."""
+    unit = min(len(UNITS) - 1, max(0, math.floor(math.log10(max(1, nbytes)) / 3)))
+    return f"{nbytes / 1000**unit:.3g} {UNITS[unit]}"
+
+
+UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
 def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
     if path.suffix == gguf_file.SUFFIX and path.is_file():
         file = gguf_file.GgufFile(path)
-        found = {name: Entry(stored.spec, ()) for name, stored in file.own_space().items()}
+        found = {
+            name: Entry(stored.spec, blocks=int(file.tensors[name].n_bytes))
+            for name, stored in file.own_space().items()
+        }
         return f"GGUF file of architecture {file.architecture}, as it is read", found, 1
     if ranks := legacy.find(path):
         saved = legacy.open_ranks(ranks)
         found = {
-            f"{file.path.parent.name}/{name}": Entry(record.spec, ())
+            f"{file.path.parent.name}/{name}": Entry(record.spec)
             for file in saved
             for chunk in file.chunks
             for name, record in chunk.items()
@@ -95,7 +131,7 @@ def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
         raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder, a checkpoint or a GGUF file.")
     if is_peft(path) and (path / WEIGHTS).is_file():
         places = safetensors.read_header(path / WEIGHTS)
-        return "PEFT adapter", {name: Entry(place.spec, ()) for name, place in places.items()}, 1
+        return "PEFT adapter", {name: Entry(place.spec) for name, place in places.items()}, 1
     store = safetensors.open_folder(path)
-    entries = {name: Entry(spec, ()) for name, spec in store.tensors.items()}
+    entries = {name: Entry(spec) for name, spec in store.tensors.items()}
     return "Hugging Face folder", entries, len({place.file for place in store.places.values()})

@@ -430,7 +430,9 @@ def test_verify_and_inspect(
     assert main(["convert", "inspect", str(folder.parent)]) == 0
     said = capsys.readouterr().out
     assert "with 4 files, one for each rank" in said
-    assert re.search(r" 8 × mp_rank_\*_\*/decoder\.layers\.\*\.mlp\.linear_fc2\.weight +float32 +32 × 24\n", said)
+    assert re.search(
+        r" 8 × mp_rank_\*_\*/decoder\.layers\.\*\.mlp\.linear_fc2\.weight +24.6 KB +float32 +32 × 24\n", said
+    )
 
 
 def test_a_forecast(ranks_of: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
