@@ -14,13 +14,22 @@ from converters.config_table import Config
 from converters.expert_lora import as_saved, told_apart
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.families._moe import FUSED
-from converters.family import Family, family_of, padded_vocab_size
+from converters.family import Family, padded_vocab_size
 from converters.fused_lora import Form, fuse
 from converters.key_forms import LAYER, Part, canonical_space
 from converters.lora import Adaptable, Members, key_of
 from converters.lora_config import CONFIG, LoraConfig
 from converters.relayout import per_layer
-from converters.source import NOT_WEIGHTS, Source, check_tiled, form_of_export, left_out, unmapped
+from converters.source import (
+    NOT_WEIGHTS,
+    Source,
+    check_tiled,
+    form_of_export,
+    kept_beside,
+    left_out,
+    understood,
+    unmapped,
+)
 from converters.space import Space, Stored
 from converters.stores import legacy, safetensors, torch_dist
 from converters.stores.files import json_bytes
@@ -62,9 +71,8 @@ def open_peft(
         UserError: no LoRA, damaged, of another model, or with tensors that Megatron has no place for.
     """
     said = LoraConfig(path)
-    base = _base_config(path, said, config)
-    family = family_of(base)
-    arguments = family.megatron_arguments(base)
+    base, folder = _base_config(path, said, config)
+    family, arguments = understood(base, folder)
     padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)
     tensors, form = open_tensors(path, said, family)
     adaptable = Adaptable(family, arguments, padded, form)
@@ -79,7 +87,7 @@ def open_peft(
     _check_shapes(path, placed, adaptable)
     members = _members(path, adaptable, placed)
     made = {"config.json": json_bytes(base, sort_keys=False)}
-    notes = [f"kept beside the weights, as Megatron has no place for it: `{name}`" for name in set_aside]
+    notes = kept_beside(set_aside)
     expanded: set[str] = set()
     if lora == "fused":
         members, expanded, said = fuse(path, adaptable, members, said)
@@ -121,8 +129,7 @@ def open_megatron_adapter(path: Path, given: Path | None) -> Source:
     hf = given or folder / checkpoint.HF
     LoraConfig(hf)  # whether it is LoRA
     config = checkpoint.read_config(hf)
-    family = family_of(config)
-    arguments = family.megatron_arguments(config)
+    family, arguments = understood(config, hf)
     stored = torch_dist.open_checkpoint(folder)
     others = [key for key in stored.tensors if key.startswith(NOT_WEIGHTS)]
     space = per_layer({key: stored.stored(key) for key in stored.tensors if key not in others})
@@ -200,9 +207,11 @@ def stacked(space: Space, adaptable: Adaptable) -> Space:
     return {key: stored for key, stored in space.items() if key not in parts} | canonical_space(space, parts)
 
 
-def _base_config(path: Path, said: LoraConfig, given: Path | None) -> Config:
+def _base_config(path: Path, said: LoraConfig, given: Path | None) -> tuple[Config, Path]:
+    """The base's, and where it lies."""
     try:
-        return checkpoint.read_config(given or resolve_model(said.base, said.revision, weights=False))
+        folder = given or resolve_model(said.base, said.revision, weights=False)
+        return checkpoint.read_config(folder), folder
     except UserError as error:
         raise UserError(
             f"{path} adapts {said.base or 'a model that it does not name'}, whose config.json is needed: {error.what}",

@@ -111,7 +111,8 @@ def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
     # Read by numpy's BLAS when it is imported. --jobs are the threads; more of its own would only wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from converters.convert import DTYPES, Options, convert
+    from converters.convert import convert
+    from converters.options import DTYPES, Options
     from swift_mega.base.hub import resolve_model
 
     stages = ("target_first_stage_layers", "target_last_stage_layers")

@@ -14,7 +14,7 @@ from converters.parameters import Parameters, parameters
 from converters.stores import gguf_file, legacy, safetensors, torch_dist
 from converters.stores.torch_zip import TensorRecord
 from converters.tensors import TensorSpec
-from swift_mega.base.console import counted
+from swift_mega.base.console import counted, sized
 from swift_mega.base.errors import UserError
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=_)\d+(?=[_/])")
@@ -78,15 +78,6 @@ def _parameters(path: Path, config: Path | None) -> str:
         return str(parameters(open_source(path, config=config)))
     except UserError as error:
         return f"parameters are not counted: {error.what}"
-
-
-def sized(nbytes: int) -> str:
-    """Bytes for people to read, in the units of `--max-shard-size`."""
-    unit = min(len(UNITS) - 1, max(0, math.floor(math.log10(max(1, nbytes)) / 3)))
-    return f"{nbytes / 1000**unit:.3g} {UNITS[unit]}"
-
-
-UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
 def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:

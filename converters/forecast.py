@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swift_mega.base.console import counted, say
+from swift_mega.base.console import counted, say, sized
 from swift_mega.base.writing import free_bytes, write_errors_are_the_users
 
 if TYPE_CHECKING:
-    from converters.convert import Conversion
+    from converters.targets import Conversion
 
 PROBE_S = 2.0
 PROBE_BYTES = 1 << 23
@@ -26,20 +26,20 @@ def say_forecast(conversion: "Conversion", target: Path, jobs: int) -> None:
     plan = conversion.plan
     sources = plan.sources
     size = sum(conversion.target.files.values())
-    say(f"  reads   {_bytes(sum(path.stat().st_size for path in sources))} from {counted(len(sources), 'file')}")
+    say(f"  reads   {sized(sum(path.stat().st_size for path in sources))} from {counted(len(sources), 'file')}")
     files, tensors = counted(len(conversion.target.files), "file"), counted(len(conversion.tensors), "tensor")
-    say(f"  writes  {_bytes(size)} into {files}, {tensors}")
-    say(f"  copies  {_bytes(plan.nbytes)} in {len(plan.moves):,} moves, {_bytes(plan.through_memory)} through memory")
+    say(f"  writes  {sized(size)} into {files}, {tensors}")
+    say(f"  copies  {sized(plan.nbytes)} in {len(plan.moves):,} moves, {sized(plan.through_memory)} through memory")
     say(f"  zeros   {sum(plan.zeros.values()):,} elements{_named(plan.zeros)}")
     say(f"  drops   {sum(plan.unused.values()):,} elements of padding{_named(plan.unused)}")
-    say(f"  memory  at most {_bytes(IMPORTS_BYTES + jobs * plan.largest_in_memory)}")
+    say(f"  memory  at most {sized(IMPORTS_BYTES + jobs * plan.largest_in_memory)}")
     speed = disk_speed(_existing(target))
     if speed is None:
         say("  time    not measured, as the disk is all but full")
     else:
-        say(f"  time    about {size / speed:,.0f} s at the {_bytes(speed)}/s that this disk writes now")
+        say(f"  time    about {size / speed:,.0f} s at the {sized(speed)}/s that this disk writes now")
     free = free_bytes(target)
-    say(f"  space   {_bytes(free)} are free" + ("" if free >= size else f": {_bytes(size - free)} too few"))
+    say(f"  space   {sized(free)} are free" + ("" if free >= size else f": {sized(size - free)} too few"))
     say("nothing was written (--dry-run)")
 
 
@@ -64,11 +64,3 @@ def _existing(path: Path) -> Path:
 
 def _named(tensors: Collection[str]) -> str:
     return f" ({', '.join(sorted(tensors))})" if tensors else ""
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

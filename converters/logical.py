@@ -18,6 +18,7 @@ from converters import engine
 from converters.export import export_plan, exported_tensors
 from converters.opening import open_source
 from converters.plan import Move
+from converters.source import Source
 from converters.space import span
 from converters.stores.files import json_bytes, read_json
 from converters.stores.safetensors import Place
@@ -58,14 +59,18 @@ def open_logical(path: Path, config: Path | None = None) -> Logical:
     Raises:
         UserError: see `open_source`.
     """
-    source = open_source(path, config=config)
+    return logical(open_source(path, config=config), path)
+
+
+def logical(source: Source, path: Path | None = None) -> Logical:
+    """An opened model, called `path`."""
     tensors = exported_tensors(source)
     # Every tensor is a file of its own, which is never written.
     plan = export_plan(source, {name: Place(spec, Path(name), 0) for name, spec in tensors.items()})
     moves: dict[str, list[Move]] = defaultdict(list)
     for move in plan.moves:
         moves[str(move.target)].append(move)
-    return Logical(path, tensors, moves)
+    return Logical(path or source.path, tensors, moves)
 
 
 def arrays(model: Logical, desc: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,7 +1,7 @@
-"""How many parameters a model or an adapter has, whatever the files have besides: padding, copies, blocks of numbers."""
+"""How many parameters a model or an adapter has, whatever its files have besides: padding, copies, scales."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from converters.families._common import EMBEDDING, OUTPUT
 from converters.source import Source
@@ -11,7 +11,8 @@ VOCABULARY = (EMBEDDING, OUTPUT.removesuffix("weight"))
 """How the keys begin of what has a row for each token; the output layer's factors of an adapter have them, too."""
 
 
-class Parameters(NamedTuple):
+@dataclass(frozen=True)
+class Parameters:
     """Numbers of elements."""
 
     count: int

@@ -209,6 +209,12 @@ class Grid:
         Raises:
             UserError: they cannot.
         """
+        if self.virtual > 1 and arguments.hybrid_override_pattern is not None:
+            raise UserError(
+                f"--target-vpp is {self.virtual}, and this model has Mamba layers: megatron-core's MambaModel has no "
+                "virtual pipeline stages.",
+                "Leave it out; --target-pp works.",
+            )
         self.stages.check(arguments.num_layers)
         experts = arguments.num_moe_experts
         if self.expert > 1 and (experts is None or experts % self.expert):

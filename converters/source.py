@@ -128,20 +128,33 @@ def open_model(
 
 def _open_hf(path: Path, vocab_divisible_by: int, target_tp: int, allow_unmapped: bool) -> Source:
     config = checkpoint.read_config(path)
-    padded = padded_vocab_size(_vocab_size(config), vocab_divisible_by, target_tp)
+    padded = padded_vocab_size(understood(config, path)[1].vocab_size, vocab_divisible_by, target_tp)
     return _open_view("hf", path, path, config, quantised.open_weights(path, config), padded, allow_unmapped)
 
 
-def _vocab_size(config: Config) -> int:
-    return family_of(config).megatron_arguments(config).vocab_size
+def understood(config: Config, folder: Path) -> tuple[Family, MegatronArguments]:
+    """The family of a config.json, and what it says in Megatron's words.
+
+    Args:
+        config: its content.
+        folder: where it lies, for messages.
+
+    Raises:
+        UserError: an unknown architecture, or a value that megatron-core cannot express.
+    """
+    try:
+        family = family_of(config)
+        return family, family.megatron_arguments(config)
+    except UserError as error:
+        where = f"{folder}/" if error.what.startswith(checkpoint.CONFIG) else f"{folder}: "
+        raise UserError(where + error.what, error.fix) from None
 
 
 def _open_view(
     kind: str, path: Path, hf: Path | None, config: Config, store: SafetensorsFolder, padded: int, allow_unmapped: bool
 ) -> Source:
     """Weights under Hugging Face names, whatever files they lie in."""
-    family = family_of(config)
-    arguments = family.megatron_arguments(config)
+    family, arguments = understood(config, hf or path)
     set_aside: Space = {}
     if allow_unmapped:
         aside = without_a_place(family, arguments, store.tensors)
@@ -149,7 +162,7 @@ def _open_view(
         store = store.without(aside)
     view = MegatronView(family, config, store, padded)
     form = family.form_of(store.tensors, view.arguments)
-    notes = view.notes + [f"kept beside the weights, as Megatron has no place for it: `{name}`" for name in set_aside]
+    notes = view.notes + kept_beside(set_aside)
     return Source(path, kind, config, family, view.arguments, canonical(view), hf, notes, set_aside, form, view=view)
 
 
@@ -158,8 +171,7 @@ def _open_dcp(
 ) -> Source:
     hf = _config_folder(folder, given)
     config = checkpoint.read_config(hf)
-    family = family_of(config)
-    arguments = family.megatron_arguments(config)
+    family, arguments = understood(config, hf)
     named = sizes(arguments, arguments.vocab_size)
     rules = [rule for form in family.forms or (None,) for rule in family.rules_for(arguments, form)]
     embedding = next(rule.sources[0].first_name for rule in rules if rule.megatron == EMBEDDING)
@@ -172,8 +184,7 @@ def _open_dcp(
 def _open_gguf(path: Path, given: Path | None, vocab_divisible_by: int, target_tp: int, allow_unmapped: bool) -> Source:
     file = GgufFile(path)
     config = checkpoint.read_config(given) if given else file.config()
-    family = family_of(config)
-    arguments = family.megatron_arguments(config)
+    family, arguments = understood(config, given or path)
     wanted = hf_shapes(family.rules_for(arguments), sizes(arguments, arguments.vocab_size))
     padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)
     store = Anywhere(path, file.space(wanted, config))
@@ -200,9 +211,9 @@ def _config_folder(folder: Path, given: Path | None) -> Path:
 
 def _open_megatron(folder: Path, given: Path | None) -> Source:
     config = checkpoint.read_config(given or folder)
-    family = family_of(config)
+    family, arguments = understood(config, given or folder / checkpoint.HF)
     stored = torch_dist.open_checkpoint(folder)
-    arguments = family.as_stored(family.megatron_arguments(config), stored.tensors)
+    arguments = family.as_stored(arguments, stored.tensors)
     wanted = {rule.megatron for rule in family.rules_for(arguments)}
     weights = [key for key in stored.tensors if not key.startswith(NOT_WEIGHTS)]
     parts = {key: part for key in weights if (part := canonical_part(key, wanted))}
@@ -220,10 +231,10 @@ def _open_megatron(folder: Path, given: Path | None) -> Source:
 def _open_legacy(folder: Path, given: Path | None) -> Source:
     hf = _config_folder(folder, given)
     config = checkpoint.read_config(hf)
-    family = family_of(config)
+    family, arguments = understood(config, hf)
     files = legacy.open_ranks(folder)
     names = {name for file in files for chunk in file.chunks for name in chunk}
-    arguments = family.as_stored(family.megatron_arguments(config), names)
+    arguments = family.as_stored(arguments, names)
     rules = {rule.megatron: rule for rule in family.rules_for(arguments)}
     found = gathered(files, rules, arguments)
     _check_complete(folder, family, set(rules), set(found.space) | found.unknown)
@@ -269,6 +280,11 @@ def form_of_export(hf: Path) -> str | None:
     file = hf / checkpoint.EXPORT
     form = read_json(file).get("form") if file.is_file() else None
     return None if form is None else str(form)
+
+
+def kept_beside(names: Iterable[str]) -> list[str]:
+    """One line for each tensor that Megatron has no place for."""
+    return [f"kept beside the weights, as Megatron has no place for it: `{name}`" for name in names]
 
 
 def left_out(keys: Iterable[str]) -> list[str]:

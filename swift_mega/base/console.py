@@ -39,6 +39,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def sized(nbytes: float) -> str:
+    """Bytes for people to read: `2.1 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"
+
+
 def is_main() -> bool:
     """True in rank 0, and in a process that no launcher started."""
     return os.environ.get("RANK", "0") == "0"

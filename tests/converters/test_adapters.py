@@ -12,8 +12,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from converters import checkpoint
-from converters.convert import Options, convert
+from converters.convert import convert
 from converters.family import family_of
+from converters.options import Options
 from converters.stores.torch_dist import open_checkpoint
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main

@@ -174,7 +174,7 @@ def test_who_waited_finds_the_target_taken(
     hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder gets its final name while another conversion waits for it."""
-    from converters import convert as module
+    from converters import carrying as module
 
     waited = lock.alone_in
 
@@ -191,7 +191,7 @@ def test_who_waited_finds_the_target_taken(
 
 
 def test_a_machine_with_nothing_to_do_ends(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
-    from converters import convert as module
+    from converters import carrying as module
 
     options = ["--nodes", "2", "--node-rank"]
     one = threading.Thread(target=call, args=(hf_model("llama"), tmp_path / "out", *options, "1"))
@@ -220,7 +220,8 @@ def test_machines_say_which_they_are(
         (["--layer-spec", "local"], "--layer-spec is of --to legacy"),
         (["--to", "legacy", "--keys", "stacked"], "--keys is of --to megatron"),
         (["--max-shard-size", "1GB"], "--max-shard-size is of --to hf"),
-        (["--lora", "fused"], "--lora is of a PEFT adapter"),
+        (["--lora", "fused"], "which is Hugging Face.\n  → It is of SRC in: PEFT adapter"),
+        (["--weights-only"], "--weights-only means nothing for"),
     ],
 )
 def test_options_that_mean_nothing_here(
@@ -232,6 +233,28 @@ def test_options_that_mean_nothing_here(
 ) -> None:
     assert main(["convert", str(tiny_model("llama")), str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_machine_that_comes_late(
+    hf_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others have finished: it is told so, if the target is what they were to make, and else what is wrong."""
+    late = ["--nodes", "2", "--node-rank", "1"]
+    for source, target in ((hf_model("qwen2"), tmp_path / "megatron"), (tmp_path / "megatron", tmp_path / "hf")):
+        call(source, target)
+        capsys.readouterr()
+        for overwrite in ([], ["--overwrite"]):
+            call(source, target, *late, *overwrite)
+            assert f"{target} is this conversion already, and complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is not empty, and what it holds is not what this conversion writes"):
+        call(hf_model("qwen2"), tmp_path / "megatron", *late, "--dtype", "bf16")
+    data = next((tmp_path / "megatron").rglob("*.distcp"))
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(UserError, match="is not empty, and"):
+        call(hf_model("qwen2"), tmp_path / "megatron", *late)
+    assert not list(tmp_path.glob(".*")) and data.read_bytes() == content
 
 
 def test_a_change_of_dtype_within_hugging_face(tiny_model: Callable[..., Path], tmp_path: Path) -> None:

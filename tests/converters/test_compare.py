@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters.convert import Options, convert
+from converters.convert import convert
 from converters.logical import open_logical
+from converters.options import Options
 from converters.stores import safetensors
 from swift_mega.cli.main import main
 from tests.support.adapters import Adapter

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from converters import checkpoint, engine
-from converters.convert import DTYPES, Options, convert
+from converters.convert import convert
 from converters.family import family_of
+from converters.options import DTYPES, Options
 from converters.stores import safetensors, torch_dist
 from converters.stores.safetensors import open_folder
 from converters.torch_tensors import to_torch
@@ -268,6 +269,16 @@ def _no_space(*_: Any) -> None:
 
 def _interrupted(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+class TestConfigThatCannotBeRead:
+    def test_it_is_said_where_it_lies(self, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(hf_model("llama"), tmp_path / "source"))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+        assert f"{folder}/config.json: `hidden_act` is 'relu'" in refusal(folder, tmp_path / "x")
+        (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BloomForCausalLM"]}))
+        assert f"{folder}: the architecture BloomForCausalLM is not supported" in refusal(folder, tmp_path / "x")
 
 
 class TestCheckpointOfAnotherModel:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from converters import checkpoint
-from converters.convert import Options, convert
+from converters.convert import convert
+from converters.options import Options
 from converters.stores.safetensors import open_folder
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main

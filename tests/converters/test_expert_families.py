@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from converters import checkpoint
-from converters.convert import Options, convert
+from converters.convert import convert
 from converters.family import family_of, padded_vocab_size
 from converters.missing import MISSING, check_trainable
+from converters.options import Options
 from converters.stores.safetensors import SINGLE, open_folder
 from converters.stores.torch_dist import open_checkpoint
 from converters.torch_tensors import to_torch

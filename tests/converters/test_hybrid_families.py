@@ -9,9 +9,10 @@ import torch
 import transformers
 
 from converters import checkpoint
-from converters.convert import Options, convert
+from converters.convert import convert
 from converters.family import family_of
 from converters.missing import MISSING, check_trainable
+from converters.options import Options
 from converters.stores.legacy import FILE
 from converters.stores.torch_dist import open_checkpoint
 from swift_mega.base.errors import UserError
@@ -66,6 +67,13 @@ def test_round_trip_by_way_of_ranks(name: str, tiny_model: TinyModel, tmp_path: 
     convert(tiny_model(name), tmp_path / "legacy", to="legacy", options=options)
     convert(tmp_path / "legacy", tmp_path / "hf")
     assert_same_model(tiny_model(name), tmp_path / "hf")
+
+
+def test_mamba_has_no_virtual_stages(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """megatron.core.ssm.mamba_block asserts that there are none."""
+    for name in ("mamba2", "nemotron-h"):
+        with pytest.raises(UserError, match="megatron-core's MambaModel has no virtual pipeline stages"):
+            convert(tiny_model(name), tmp_path / "x", to="legacy", options=Options(target_pp=2, target_vpp=2))
 
 
 def test_a_rank_has_its_share_of_each_part(tiny_model: TinyModel, tmp_path: Path) -> None:

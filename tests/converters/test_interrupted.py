@@ -19,7 +19,8 @@ SLOWLY = """
 import sys, time
 from pathlib import Path
 from converters import engine
-from converters.convert import Options, convert
+from converters.convert import convert
+from converters.options import Options
 
 engine.PART_BYTES, run_of_bytes = 1 << 12, engine._copy_run
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from converters import checkpoint, engine
-from converters.convert import Options, convert
+from converters.convert import convert
+from converters.options import Options
 from converters.ranks import Grid, layer_places
 from converters.stores import legacy
 from converters.stores.safetensors import open_folder
@@ -413,7 +414,8 @@ class TestRefused:
 def test_needs_no_torch(ranks_of: Callable[..., Path], tmp_path: Path) -> None:
     """Reading and writing files of `torch.save`."""
     code = (
-        "import sys; from pathlib import Path; from converters.convert import Options, convert\n"
+        "import sys; from pathlib import Path; from converters.convert import convert\n"
+        "from converters.options import Options\n"
         "convert(Path(sys.argv[1]), Path(sys.argv[2]), to='legacy', options=Options(target_pp=2))\n"
         "assert 'torch' not in sys.modules"
     )
@@ -431,7 +433,7 @@ def test_verify_and_inspect(
     said = capsys.readouterr().out
     assert "with 4 files, one for each rank" in said
     assert re.search(
-        r" 8 × mp_rank_\*_\*/decoder\.layers\.\*\.mlp\.linear_fc2\.weight +24.6 KB +float32 +32 × 24\n", said
+        r" 8 × mp_rank_\*_\*/decoder\.layers\.\*\.mlp\.linear_fc2\.weight +24.6 kB +float32 +32 × 24\n", said
     )
 
 

@@ -12,7 +12,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from converters.convert import Options, convert
+from converters.convert import convert
+from converters.options import Options
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main
 from tests.support.adapters import ADAPTERS, Adapter

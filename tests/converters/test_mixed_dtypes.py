@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converters import checkpoint
-from converters.convert import Options, convert
+from converters.convert import convert
 from converters.family import family_of
+from converters.options import Options
 from converters.stores.safetensors import SINGLE, open_folder
 from converters.torch_tensors import to_torch
 from converters.view import MegatronView

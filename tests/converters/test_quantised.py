@@ -18,9 +18,10 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from converters import checkpoint, engine, forecast
-from converters.convert import Options, convert
+from converters.convert import convert
 from converters.family import family_of
 from converters.opening import open_source
+from converters.options import Options
 from converters.stores.quantised import open_weights
 from converters.stores.safetensors import SINGLE, open_folder
 from converters.tensors import CARRIER
@@ -249,7 +250,7 @@ def test_an_interrupted_conversion_begins_anew_where_scales_have_changed(tiny_mo
 
 
 def convert_plan(source: Path) -> Any:
-    from converters.convert import _to_megatron
+    from converters.targets import _to_megatron
 
     return _to_megatron(open_source(source), source.parent / "x", Options()).plan
 

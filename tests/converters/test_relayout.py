@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from converters import checkpoint
-from converters.convert import Options, convert
+from converters.convert import convert
+from converters.options import Options
 from converters.relayout import _renamed
 from converters.stores import torch_dist, torch_zip
 from converters.stores.torch_dist import open_checkpoint

@@ -1,0 +1,80 @@
+"""The folder in which a target is put together, and how it gets the target's name."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from converters import checkpoint
+from swift_mega.base.console import say
+from swift_mega.base.errors import UserError
+from swift_mega.base.writing import write_errors_are_the_users
+
+
+class Unfinished(UserError):
+    """Nothing is wrong with what was done; it can be gone on with."""
+
+
+def staging_of(source: Path, target: Path) -> Path:
+    """Where the target is put together: beside it, under a name that says that it is unfinished.
+
+    Raises:
+        UserError: it cannot be where it is to be.
+    """
+    source, target = source.resolve(), target.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise UserError(f"{target} and the source {source} lie in one another.", "Choose a target elsewhere.")
+    _mend(target)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file.", "Choose a folder as target.")
+    return target.with_name(f".{target.name}{checkpoint.UNFINISHED}")
+
+
+def is_free(target: Path) -> bool:
+    """Whether there is nothing to lose."""
+    return not target.is_dir() or not any(target.iterdir())
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Raises:
+    UserError: the target is taken.
+    """
+    if not overwrite and not is_free(target):
+        raise UserError(f"{target} is not empty.", "Choose another target, or --overwrite to replace it.")
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _mend(target: Path) -> None:
+    """An earlier conversion may have been killed between its two renames."""
+    if _replaced(target).exists() and not target.exists():
+        _replaced(target).rename(target)
+
+
+@contextlib.contextmanager
+def renamed(staging: Path, target: Path) -> Iterator[Callable[[], None]]:
+    """What the body calls at last, to give the staging folder the target's name. A UserError in the body leaves
+    nothing behind; an interruption leaves what was done, for the next attempt."""
+    target = target.resolve()
+    with write_errors_are_the_users(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(_replaced(target), ignore_errors=True)
+
+    def rename() -> None:
+        if target.exists():
+            target.rename(_replaced(target))
+        staging.rename(target)
+        shutil.rmtree(_replaced(target), ignore_errors=True)
+
+    try:
+        yield rename
+    except Unfinished:
+        raise
+    except UserError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    except KeyboardInterrupt:
+        say(f"interrupted; the same command goes on from here (or remove {staging})")
+        raise
