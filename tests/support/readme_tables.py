@@ -13,6 +13,7 @@ from typing import Any
 from converters import families as files
 from converters.family import Family
 from converters.missing import MISSING
+from tests.converters import test_layouts
 from tests.model import parity, test_expert_families
 from tests.support import tiny, tiny_dense, tiny_hybrid, tiny_moe
 
@@ -27,7 +28,7 @@ SUITES: tuple[tuple[dict[str, tuple[str, dict[str, Any]]], Collection[str]], ...
 
 
 def families() -> str:
-    """Families × layouts: a check mark where a test has the case; what megatron-core lacks where it cannot."""
+    """Families × layouts, converted and trained, where a test has the case; what megatron-core lacks where it cannot."""
     layouts = list(dict.fromkeys(layout for _, tested in SUITES for layout in tested))
     rows = [
         "| models | `model_type` | converts | trains | "
@@ -41,8 +42,16 @@ def families() -> str:
             tested = _tested(file.FAMILY)
             marks = " | ".join("✓" if layout in tested else "–" for layout in layouts)
             models = (file.__doc__ or "").split(":")[0].strip().rstrip(".")
-            rows.append(f"| {models} | `{file.FAMILY.name}` | both ways | {_trains(file.FAMILY)} | {marks} |")
+            rows.append(
+                f"| {models} | `{file.FAMILY.name}` | {_converts(file.FAMILY)} | {_trains(file.FAMILY)} | {marks} |"
+            )
     return "\n".join(rows)
+
+
+def _converts(family: Family) -> str:
+    """The layouts from and to which a model of the family is converted."""
+    layouts = [layout for name, layout in test_layouts.CASES if name == family.name]
+    return f"⇄ {' '.join(layouts)}".replace("x", "×") if layouts else "–"
 
 
 def _tested(family: Family) -> set[str]:

@@ -79,6 +79,21 @@ CONVERTED_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
             "ssm_state_size": 5,
         },
     ),
+    "nemotron-h-even": (
+        "nemotron_h",
+        {
+            "vocab_size": 101,
+            "hybrid_override_pattern": "M-*E",
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "moe_shared_expert_intermediate_size": 20,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 7,
+            "n_groups": 2,
+            "ssm_state_size": 5,
+        },
+    ),
     "nemotron-h-experts": (
         "nemotron_h",
         {
