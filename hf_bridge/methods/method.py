@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from hf_bridge.data.rows import Rows
+from hf_bridge.models.config import Task
 from hf_bridge.templates.encoding import Encoder
-
-Task = Literal["causal_lm", "seq_cls", "token_cls"]
 
 
 @dataclass(frozen=True)

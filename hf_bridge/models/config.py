@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Task = Literal["causal_lm", "seq_cls", "token_cls"]
+"""The head of a model: next tokens, one label or score for a text, one label for each token."""
+
 
 @dataclass(kw_only=True)
 class LoadingConfig:
@@ -29,5 +32,8 @@ class LoadingConfig:
     quantization: str | None = None
     """`bnb-nf4`, `bnb-fp4`, `bnb-int8`, `hqq-4`, `torchao-int8`, …: quantise while loading, for QLoRA."""
 
+    qat: str | None = None
+    """`torchao-int8-int4`, `bnb-nf4`, `hqq-4`, …: train all weights as they will be once quantised."""
+
     num_labels: int | None = None
-    """Of sequence and token classification."""
+    """Of sequence and token classification. null: of the head that the folder has."""

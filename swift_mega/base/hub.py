@@ -5,7 +5,7 @@ same on a cluster node without one. A hub is asked only for what is missing, thr
 (`huggingface_hub`; for `ms::`, `modelscope-hub`), which also knows mirrors and tokens: `HF_ENDPOINT`,
 `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`; `MODELSCOPE_ENDPOINT`, `MODELSCOPE_API_TOKEN`, `MODELSCOPE_CACHE`.
 
-Code that comes with a repository is neither downloaded nor run.
+Code that comes with a repository is not downloaded unless it is asked for, and not run here.
 """
 
 import errno
@@ -23,6 +23,7 @@ HUGGING_FACE = "hf::"
 PREFIXES = (MODELSCOPE, HUGGING_FACE)
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 WEIGHTS = ["*.safetensors"]
+CODE = ["*.py"]
 ID_PART = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
 """Of an id: what Hugging Face's client accepts; a path with a blank in it, mistyped, is none."""
 NOT_OURS = ["*/*"]
@@ -45,13 +46,14 @@ class Hub(Protocol):
         """
 
 
-def resolve_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def resolve_model(name: str, revision: str | None = None, *, weights: bool = True, code: bool = False) -> Path:
     """The folder of a model in Hugging Face format, fetched into the local cache if it is not there yet.
 
     Args:
         name: a folder, `org/name` on Hugging Face, or `ms::org/name` on ModelScope.
         revision: branch, tag or commit. A branch that is in the cache is used as it is, not updated.
         weights: False fetches configuration and tokenizer only.
+        code: fetch the repository's Python files, too.
 
     Raises:
         UserError: neither a folder nor a repository, no permission, no network, a full disk.
@@ -60,9 +62,9 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
     if folder.is_dir():
         return folder
     hub, repository = _hub_of(name)
-    patterns = SMALL_FILES + (WEIGHTS if weights else [])
+    patterns = SMALL_FILES + (WEIGHTS if weights else []) + (CODE if code else [])
     cached = hub.cached(repository, revision, patterns)
-    if cached is not None and is_complete(cached, weights):
+    if cached is not None and is_complete(cached, weights) and (not code or any(cached.glob(CODE[0]))):
         return cached
     return hub.download(repository, revision, patterns)
 

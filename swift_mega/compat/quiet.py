@@ -1,5 +1,6 @@
-"""Warnings of torch about calls inside megatron-core: nothing a user can change, and once per rank."""
+"""Warnings of libraries about themselves: nothing a user can change, and once per rank. Torch-free."""
 
+import logging
 import warnings
 
 INSIDE_MEGATRON = (
@@ -12,8 +13,35 @@ INSIDE_MEGATRON = (
     r"Please use DTensor instead",
 )
 
+INSIDE_TORCHAO = {
+    # Its kernels for GPUs, which it tries to load everywhere.
+    "torchao": ("Failed to load ",),
+    # Two of its enums, which it registers with torch in a way that torch is about to forbid.
+    "torch.utils._pytree": ("<enum 'KernelPreference'>", "<enum 'ScaleCalculationMode'>"),
+}
+"""Logger → how its messages begin."""
+
 
 def hide_inside_megatron() -> None:
     """Leave out the warnings above; every other one is still shown."""
     for message in INSIDE_MEGATRON:
         warnings.filterwarnings("ignore", message=message)
+
+
+def hide_inside_torchao() -> None:
+    """Leave out what torchao logs when it is imported, as transformers and PEFT do wherever it is installed."""
+    for name, openings in INSIDE_TORCHAO.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _Without) for known in logger.filters):
+            logger.addFilter(_Without(openings))
+
+
+class _Without(logging.Filter):
+    """Lets a message through unless it begins with one of these."""
+
+    def __init__(self, openings: tuple[str, ...]) -> None:
+        super().__init__()
+        self.openings = openings
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.openings)
