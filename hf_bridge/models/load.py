@@ -1,6 +1,7 @@
 """A model and its tokenizer from a hub or a folder, complete: what the checkpoint lacks is an error, not a warning."""
 
 import json
+import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from hf_bridge.models.config import LoadingConfig, Task
+from hf_bridge.models.quantisation import check_saved, quantisation, quantise
 from hf_bridge.models.rope import scale_rope
 from hf_bridge.models.tokens import check_vocabulary, set_padding
 from swift_mega.base.console import is_main, say
@@ -70,12 +72,16 @@ def load_model(name: str, loading: LoadingConfig | None = None, task: Task = "ca
         scale_rope(config, loading.rope_scaling)
     if task != "causal_lm":
         config.num_labels = _labels(config, loading, task)
+    check_saved(config, folder, loading.quantization)
+    asked = None if loading.quantization is None else quantisation(loading.quantization)
+    dtype = _dtype(config, loading)
     with _explained(folder), _own_report():
         model, report = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(
             folder,
             config=config,
-            dtype=_dtype(loading),
-            device_map=loading.device_map,
+            dtype=dtype,
+            device_map=_device_map(loading),
+            quantization_config=asked.config(dtype) if asked and asked.config else None,
             attn_implementation=_attention(config, loading),
             trust_remote_code=loading.trust_remote_code,
             local_files_only=True,
@@ -83,6 +89,8 @@ def load_model(name: str, loading: LoadingConfig | None = None, task: Task = "ca
             output_loading_info=True,
         )
     _check_complete(model, report, folder, task)
+    if asked is not None:
+        quantise(model, asked, dtype)
     set_padding(tokenizer, model)
     return Loaded(model, tokenizer, folder)
 
@@ -181,10 +189,20 @@ def _labels(config: Any, loading: LoadingConfig, task: Task) -> int:
     )
 
 
-def _dtype(loading: LoadingConfig) -> Any:
-    if loading.dtype == "auto":
-        return "auto" if torch.cuda.is_available() else torch.float32
-    return getattr(torch, loading.dtype)
+def _dtype(config: Any, loading: LoadingConfig) -> torch.dtype:
+    """Of the weights, and of the arithmetic where they are quantised."""
+    if loading.dtype != "auto":
+        return getattr(torch, loading.dtype)  # type: ignore[no-any-return]
+    if not torch.cuda.is_available():
+        return torch.float32
+    return config.dtype or torch.float32
+
+
+def _device_map(loading: LoadingConfig) -> Any:
+    """Where weights go. They are quantised where they are computed with, before a Trainer could move them there."""
+    if loading.device_map is None and loading.quantization is not None and torch.cuda.is_available():
+        return {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    return loading.device_map
 
 
 def _attention(config: Any, loading: LoadingConfig) -> str | None:
@@ -230,7 +248,7 @@ def _own_report() -> Iterator[None]:
 
 
 def _check_complete(model: Any, report: dict[str, Any], folder: Path, task: Task) -> None:
-    """All of the model is from the checkpoint and all of the checkpoint in the model, but for the head it is not for."""
+    """All of the model is from the checkpoint, and all of the checkpoint in the model; but not the head of another task."""
     body = f"{model.base_model_prefix}."
     missing, unexpected = report["missing_keys"], report["unexpected_keys"]
     head = {key for key in missing if task != "causal_lm" and not key.startswith(body)}

@@ -13,11 +13,13 @@ INSIDE_MEGATRON = (
     r"Please use DTensor instead",
 )
 
-INSIDE_TORCHAO = {
+INSIDE_QUANTISERS = {
     # Its kernels for GPUs, which it tries to load everywhere.
     "torchao": ("Failed to load ",),
     # Two of its enums, which it registers with torch in a way that torch is about to forbid.
     "torch.utils._pytree": ("<enum 'KernelPreference'>", "<enum 'ScaleCalculationMode'>"),
+    # Each layer in each forward pass, where activations are not fp16.
+    "bitsandbytes.autograd._functions": ("MatMul8bitLt: inputs will be cast",),
 }
 """Logger → how its messages begin."""
 
@@ -28,9 +30,9 @@ def hide_inside_megatron() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def hide_inside_torchao() -> None:
-    """Leave out what torchao logs when it is imported, as transformers and PEFT do wherever it is installed."""
-    for name, openings in INSIDE_TORCHAO.items():
+def hide_inside_quantisers() -> None:
+    """Leave out what torchao logs when it is imported, as PEFT does wherever it is installed; and one of bitsandbytes."""
+    for name, openings in INSIDE_QUANTISERS.items():
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Without) for known in logger.filters):
             logger.addFilter(_Without(openings))
