@@ -13,6 +13,7 @@ import torch
 
 from hf_bridge.models.config import LoadingConfig, Task
 from hf_bridge.models.quantisation import check_saved, quantisation, quantise
+from hf_bridge.models.recognise import Recognised, recognise
 from hf_bridge.models.rope import scale_rope
 from hf_bridge.models.tokens import check_vocabulary, set_padding
 from swift_mega.base.console import is_main, say
@@ -42,11 +43,13 @@ class Loaded:
         model: of transformers, in evaluation mode, on a CPU unless a device map or a quantisation puts it elsewhere.
         tokenizer: of transformers, with a token to pad with.
         folder: where both were read.
+        recognised: what kind of model it is; `recognised.template(asked)` is the template for its chats.
     """
 
     model: Any
     tokenizer: Any
     folder: Path
+    recognised: Recognised
 
 
 def load_model(name: str, loading: LoadingConfig | None = None, task: Task = "causal_lm") -> Loaded:
@@ -92,7 +95,7 @@ def load_model(name: str, loading: LoadingConfig | None = None, task: Task = "ca
     if asked is not None:
         quantise(model, asked, dtype)
     set_padding(tokenizer, model)
-    return Loaded(model, tokenizer, folder)
+    return Loaded(model, tokenizer, folder, recognise(name, read_raw_config(folder), tokenizer))
 
 
 def read_config(folder: Path, loading: LoadingConfig) -> Any:
@@ -104,7 +107,7 @@ def read_config(folder: Path, loading: LoadingConfig) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    raw = _raw_config(folder)
+    raw = read_raw_config(folder)
     _check_code(raw, folder, loading)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=loading.trust_remote_code)
@@ -115,7 +118,12 @@ def read_config(folder: Path, loading: LoadingConfig) -> Any:
         ) from None
 
 
-def _raw_config(folder: Path) -> dict[str, Any]:
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """What the folder's config.json says, as it stands there.
+
+    Raises:
+        UserError: there is none, it is broken, or the folder is an adapter.
+    """
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -248,7 +256,7 @@ def _own_report() -> Iterator[None]:
 
 
 def _check_complete(model: Any, report: dict[str, Any], folder: Path, task: Task) -> None:
-    """All of the model is from the checkpoint, and all of the checkpoint in the model; but not the head of another task."""
+    """The model is all from the checkpoint, and the checkpoint all in the model; but not the head of another task."""
     body = f"{model.base_model_prefix}."
     missing, unexpected = report["missing_keys"], report["unexpected_keys"]
     head = {key for key in missing if task != "causal_lm" and not key.startswith(body)}

@@ -89,7 +89,7 @@ def hqq_linear(bits: int) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
 
         config = BaseQuantizeConfig(nbits=bits, group_size=64, axis=1)
         device = str(layer.weight.device)
-        made: nn.Module = HQQLinear(layer, config, compute_dtype=dtype, device=device, del_orig=False)
+        made: nn.Module = HQQLinear(layer, config, compute_dtype=dtype, device=device, del_orig=True)
         return made
 
     return linear

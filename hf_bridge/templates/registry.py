@@ -46,6 +46,11 @@ def fitted(name: str, tokenizer: Any) -> Template:
     return chosen.filled(tokenizer.bos_token or "", tokenizer.eos_token or "")
 
 
+def fits(name: str, tokenizer: Any) -> bool:
+    """Whether the tokenizer has the tokens that the template `name` needs."""
+    return _lacking(template(name), tokenizer) is None
+
+
 def _lacking(declared: Template, tokenizer: Any) -> str | None:
     """The first of the template's stop words that is not one token; `eos` where the tokenizer has none."""
     for word in declared.stop:

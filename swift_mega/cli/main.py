@@ -34,6 +34,7 @@ COMMANDS = {
     "convert manifest": Command("converters.command_manifest", "write a hash of every tensor of a model"),
     "convert push": Command("converters.command_push", "upload a Hugging Face folder to a hub"),
     "bridge show-data": Command("hf_bridge.command_show_data", "show rows of data as a model is trained on them"),
+    "bridge models": Command("hf_bridge.command_models", "list model types, their ids and templates"),
     "data": Command("swift_mega.data.commands", "build and inspect the token files that training reads"),
     "doctor": Command("launch.doctor", "show versions and devices, what is missing and what that costs"),
 }

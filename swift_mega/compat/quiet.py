@@ -31,7 +31,7 @@ def hide_inside_megatron() -> None:
 
 
 def hide_inside_quantisers() -> None:
-    """Leave out what torchao logs when it is imported, as PEFT does wherever it is installed; and one of bitsandbytes."""
+    """Leave out what torchao logs when PEFT imports it, which it does wherever torchao is; and one of bitsandbytes."""
     for name, openings in INSIDE_QUANTISERS.items():
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Without) for known in logger.filters):
