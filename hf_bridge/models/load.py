@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hf_bridge.models.config import LoadingConfig, Task
+from hf_bridge.models.qat import prepare_qat
 from hf_bridge.models.quantisation import check_saved, quantisation, quantise
 from hf_bridge.models.recognise import Recognised, recognise
 from hf_bridge.models.rope import scale_rope
@@ -76,6 +77,11 @@ def load_model(name: str, loading: LoadingConfig | None = None, task: Task = "ca
     if task != "causal_lm":
         config.num_labels = _labels(config, loading, task)
     check_saved(config, folder, loading.quantization)
+    if loading.qat is not None and (loading.quantization is not None or hasattr(config, "quantization_config")):
+        raise UserError(
+            f"--loading.qat {loading.qat} trains exact weights, and these are quantised.",
+            "Leave --loading.quantization out, and take a model with plain weights.",
+        )
     asked = None if loading.quantization is None else quantisation(loading.quantization)
     dtype = _dtype(config, loading)
     with _explained(folder), _own_report():
@@ -94,6 +100,8 @@ def load_model(name: str, loading: LoadingConfig | None = None, task: Task = "ca
     _check_complete(model, report, folder, task)
     if asked is not None:
         quantise(model, asked, dtype)
+    if loading.qat is not None:
+        prepare_qat(model, loading.qat)
     set_padding(tokenizer, model)
     return Loaded(model, tokenizer, folder, recognise(name, read_raw_config(folder), tokenizer))
 

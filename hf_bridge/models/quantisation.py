@@ -24,6 +24,7 @@ class Quantisation:
         package: what has to be importable.
         install: how it gets there.
         cpu: whether it also computes without a GPU.
+        trains: whether a gradient passes; rounded activations have none.
         config: compute dtype → transformers' quantisation config; None: transformers has none that works, see `linear`.
         linear: a linear layer and the compute dtype → the quantised layer, where transformers does not do it.
     """
@@ -32,6 +33,7 @@ class Quantisation:
     package: str
     install: str
     cpu: bool = True
+    trains: bool = True
     config: Callable[[torch.dtype], Any] | None = None
     linear: Callable[[nn.Linear, torch.dtype], nn.Module] | None = None
 
@@ -66,6 +68,21 @@ def _torchao(name: str) -> Callable[[torch.dtype], Any]:
     return config
 
 
+def int8_int4() -> Any:
+    """torchao's config: int8 activations with a scale for each token, int4 weights with one for every 32 of a row."""
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig
+    from torchao.quantization.granularity import PerGroup
+
+    int4 = torch.int4  # type: ignore[attr-defined]
+    return Int8DynamicActivationIntxWeightConfig(weight_dtype=int4, weight_granularity=PerGroup(32))
+
+
+def _int8_int4(dtype: torch.dtype) -> Any:
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(int8_int4())
+
+
 def _eetq(dtype: torch.dtype) -> Any:
     from transformers import EetqConfig
 
@@ -78,18 +95,24 @@ def _fp8(dtype: torch.dtype) -> Any:
     return FineGrainedFP8Config()
 
 
+def hqq_config(bits: int) -> dict[str, Any]:
+    """hqq's options: one scale for every 64 weights of a row."""
+    from hqq.core.quantize import BaseQuantizeConfig
+
+    return dict(BaseQuantizeConfig(nbits=bits, group_size=64, axis=1))
+
+
 def hqq_linear(bits: int) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
-    """Half-quadratic quantisation of one layer, in groups of 64 weights of a row.
+    """Half-quadratic quantisation of one layer.
 
     transformers 5 knows HqqConfig but has no code for it ("HQQ is not available yet").
     """
 
     def linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+        from hqq.core.quantize import HQQLinear
 
-        config = BaseQuantizeConfig(nbits=bits, group_size=64, axis=1)
         device = str(layer.weight.device)
-        made: nn.Module = HQQLinear(layer, config, compute_dtype=dtype, device=device, del_orig=True)
+        made: nn.Module = HQQLinear(layer, hqq_config(bits), compute_dtype=dtype, device=device, del_orig=True)
         return made
 
     return linear
@@ -107,6 +130,7 @@ QUANTISATIONS = {
         *(Quantisation(f"hqq-{bits}", "hqq", QUANT, linear=hqq_linear(bits)) for bits in (8, 4, 3, 2, 1)),
         Quantisation("torchao-int8", "torchao", QUANT, config=_torchao("Int8WeightOnlyConfig")),
         Quantisation("torchao-float8", "torchao", QUANT, config=_torchao("Float8WeightOnlyConfig")),
+        Quantisation("torchao-int8-int4", "torchao", QUANT, trains=False, config=_int8_int4),
         Quantisation("eetq", "kernels", "pip install kernels", cpu=False, config=_eetq),
         Quantisation("fp8", "kernels", "pip install kernels", cpu=False, config=_fp8),
     )
@@ -161,11 +185,25 @@ def quantisation(name: str) -> Quantisation:
         )
         raise UserError(f"there is no quantisation `{name}` while loading.", other)
     found = QUANTISATIONS[name]
-    _check_packages(f"`--loading.quantization {name}`", (found.package,), found.install)
+    check_packages(f"`--loading.quantization {name}`", (found.package,), found.install)
     if not found.cpu and not torch.cuda.is_available():
         usable = [other.name for other in QUANTISATIONS.values() if other.cpu]
         raise UserError(f"`{name}` needs a GPU.", f"Without one there are {', '.join(usable)}.")
     return found
+
+
+def check_trains(name: str) -> None:
+    """A gradient passes weights quantised in the way `name`, so that something can be tuned beside them.
+
+    Raises:
+        UserError: none does.
+    """
+    if name in QUANTISATIONS and not QUANTISATIONS[name].trains:
+        usable = [found.name for found in QUANTISATIONS.values() if found.trains]
+        raise UserError(
+            f"nothing can be tuned beside `{name}`: its activations are rounded, which no gradient passes.",
+            f"Take {', '.join(usable)}; or train for it with `--loading.qat`.",
+        )
 
 
 def check_saved(config: Any, folder: Any, asked: str | None) -> None:
@@ -189,10 +227,11 @@ def check_saved(config: Any, folder: Any, asked: str | None) -> None:
             f"Leave `{asked}` out, or take the model they were made of.",
         )
     if method in SAVED:
-        _check_packages(f"the weights in {folder} ({method})", SAVED[method].packages, SAVED[method].install)
+        check_packages(f"the weights in {folder} ({method})", SAVED[method].packages, SAVED[method].install)
 
 
-def _check_packages(what: str, packages: tuple[str, ...], install: str) -> None:
+def check_packages(what: str, packages: tuple[str, ...], install: str) -> None:
+    """What needs them says so, and how to install them, where they are not there."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"{what} needs {' and '.join(missing)}, not installed here.", install)
