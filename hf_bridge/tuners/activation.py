@@ -6,6 +6,7 @@ Tuners look here in every forward pass, so that two threads can use one model wi
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 
 class Activation:
@@ -23,6 +24,9 @@ class Activation:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Activation":
+        return self  # copies of a part of the model are parts of it
+
     @property
     def names(self) -> frozenset[str]:
         """Those at work for the thread that asks."""
@@ -31,7 +35,11 @@ class Activation:
 
     @contextmanager
     def only(self, names: Iterable[str]) -> Iterator[None]:
-        """Inside, and in this thread alone, these are at work and no others."""
+        """Inside, and in this thread alone, these are at work and no others.
+
+        What runs in a thread of autograd, as gradient checkpointing does on a GPU, does not see it: this is for
+        inference.
+        """
         before = self._here.set(frozenset(names))
         try:
             yield

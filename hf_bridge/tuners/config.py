@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 class TuningConfig:
     """What is tuned, and how much. What only one tuner has goes into `tuner_options`."""
 
-    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Ends of names, or one regular expression; `all-linear`: every linear layer but the head."""
+    target_modules: list[str] = field(default_factory=list)
+    """Ends of names, or one regular expression; `all-linear`: every linear layer but the head. Empty: what the tuner
+    adapts by itself, for LoRA and its kin `all-linear`."""
 
     modules_to_save: list[str] = field(default_factory=list)
     """Modules that are trained whole beside the tuner, such as `embed_tokens`."""
 
-    rank: int = 8
-    """Of LoRA and its kin, and of projected gradients where not said otherwise."""
+    rank: int | None = None
+    """Of LoRA and its kin, and of projected gradients. null: the tuner's own, 8 for LoRA."""
 
-    alpha: float = 32.0
-    """LoRA scales with alpha ÷ rank."""
+    alpha: float | None = None
+    """LoRA scales with alpha ÷ rank. null: the tuner's own, 32 for LoRA."""
 
-    dropout: float = 0.05
-    """Before LoRA's first matrix."""
+    dropout: float | None = None
+    """Before LoRA's first matrix. null: the tuner's own, 0.05 for LoRA."""
 
     tuner_options: dict[str, float | int | bool | str | list[str] | None] = field(default_factory=dict)
     """Options of the tuner's own config in its own words: `use_rslora=true galore_update_interval=200`."""

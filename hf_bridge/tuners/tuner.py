@@ -1,14 +1,16 @@
 """What a tuner is: a declaration in the registry, and what attaching it to a model gives."""
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from hf_bridge.tuners.activation import Activation
+from hf_bridge.tuners.folder import load_parameters, save_parameters
 from swift_mega.base.errors import UserError
 
 
@@ -19,18 +21,34 @@ class Attached(abc.ABC):
         model: what it is attached to.
         name: the tuner's name there; several of one kind have different names.
         config: its options.
+        switchable: whether the model without it is there while it is attached: it is not where a tuner trains the
+            model's own weights.
     """
+
+    switchable: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, name: str, config: Any) -> None:
         self.model, self.name, self.config = model, name, config
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What it trains, by name; what is saved and loaded, too."""
+        """What it trains, by name; what is saved and loaded, too. Names do not change when other tuners come."""
 
     @abc.abstractmethod
     def detach(self) -> None:
         """Give the model back as it was, to the last bit."""
+
+    def save(self, folder: Path) -> None:
+        """Write its options and parameters; see `hf_bridge.tuners.folder`."""
+        save_parameters(folder, self.config, self.parameters())
+
+    def load(self, folder: Path) -> None:
+        """Read the parameters that `save` has written.
+
+        Raises:
+            UserError: they are of another tuner or another model.
+        """
+        load_parameters(folder, self.parameters())
 
     def merge(self) -> None:
         """Put what it does into the base's weights: computed in fp32 and rounded once.
@@ -66,9 +84,13 @@ class Tuner:
         config: dataclass of its options, PEFT's where PEFT has the tuner.
         source: the paper, or the library.
         attach: model, name, config and what is at work → the tuner on the model.
+        defaults: of its options under this name, where they are not the config's own.
+        first: it changes which modules there are, and is attached before those that look for modules.
     """
 
     name: str
     config: type
     source: str
     attach: Callable[[nn.Module, str, Any, Activation], Attached]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    first: bool = False

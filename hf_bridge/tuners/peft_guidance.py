@@ -1,0 +1,125 @@
+"""PEFT's layers and models, made to ask Activation which adapters are at work.
+
+PEFT keeps that in every layer, once for all threads. Here the class of a layer becomes a subclass of its own class in
+which those attributes are asked for, so that everything else of PEFT goes on as it is; taken back, the layer is as PEFT
+made it.
+"""
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from hf_bridge.tuners.activation import Activation
+
+
+class _Guided:
+    """What a guided layer answers in the place of PEFT's own state."""
+
+    activation: Activation
+    adapter_layer_names: tuple[str, ...]
+    _modules: dict[str, Any]
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Those of the layer that are at work, in the order in which they came."""
+        at_work = self.activation.names
+        if not at_work:
+            return []
+        # Straight from nn.Module's own dict: this is asked several times a layer and forward pass.
+        own = [self._modules[kind] for kind in self.adapter_layer_names if kind in self._modules]
+        return list(dict.fromkeys(name for one in own for name in one.keys() if name in at_work))  # noqa: SIM118
+
+    @property
+    def active_adapter(self) -> list[str]:
+        return self.active_adapters
+
+    @property
+    def disable_adapters(self) -> bool:
+        return bool(super().disable_adapters) or not self.active_adapters  # type: ignore[misc]
+
+
+class _GuidedModel:
+    """The same for a PeftModel, and what of it was for all threads."""
+
+    activation: Activation
+    ours: set[str]
+    """Names of adapters that were attached here, not by a trainer that wants a copy to compare with."""
+    _last_adapter: str
+    _beside: frozenset[str] = frozenset()
+    peft_config: dict[str, Any]
+
+    @property
+    def active_adapter(self) -> str:
+        return next((name for name in self.peft_config if name in self.activation), self._last_adapter)
+
+    @active_adapter.setter
+    def active_adapter(self, name: str) -> None:
+        self._last_adapter = name
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """Put `adapter_name` in the place of this model's other adapters; a trainer's copy works all by itself."""
+        super().set_adapter(adapter_name, inference_mode)  # type: ignore[misc]
+        self._beside = self.activation.everywhere - self.peft_config.keys() or self._beside
+        beside = self._beside if adapter_name in self.ours else frozenset()
+        self.activation.everywhere = beside | {adapter_name}
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside, and in this thread, the model is what it was before any tuner."""
+        with self.activation.only(()):
+            yield
+
+
+class _GuidedPromptModel(_GuidedModel):
+    """A PeftModel that puts virtual tokens before the input."""
+
+    base_model: nn.Module
+    _modules: dict[str, Any]
+
+    @property
+    def _idle(self) -> bool:
+        return not any(name in self.activation for name in self.peft_config)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base_model(*args, **kwargs) if self._idle else super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        if self._idle:
+            return self.base_model.generate(*args, **kwargs)
+        # PEFT sets a method of the base while it generates; on views of both, no other thread sees that.
+        view = copy.copy(self)
+        view._modules = {**self._modules, "base_model": copy.copy(self.base_model)}
+        return super(_GuidedPromptModel, view).generate(*args, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _subclass(guided: type, original: type) -> type:
+    return type(original.__name__, (guided, original), {"__module__": original.__module__, "original": original})
+
+
+def guide_layers(model: nn.Module, activation: Activation) -> None:
+    """Let all PEFT layers of `model` ask `activation`."""
+    for module in model.modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and not isinstance(module, _Guided):
+            module.__class__ = _subclass(_Guided, type(module))
+            module.activation = activation
+
+
+def guide_model(model: PeftModel, activation: Activation) -> None:
+    """Let a PeftModel ask `activation`."""
+    adapter = model.active_adapter
+    model.__dict__.pop("active_adapter")
+    model.__class__ = _subclass(_GuidedPromptModel if model._is_prompt_learning else _GuidedModel, type(model))
+    model.activation, model.ours, model.active_adapter = activation, set(), adapter
+
+
+def is_guided(module: nn.Module) -> bool:
+    """Whether `guide_layers` had it."""
+    return isinstance(module, _Guided)
