@@ -35,7 +35,7 @@ def tuners_of(text: str, options: TuningConfig) -> dict[str, Any]:
         UserError: an unknown tuner or option, or a value that the config refuses.
     """
     kinds = [tuner(name) for name in _split(text)]
-    _check_options([kind for kind in kinds], options)
+    _check_options(kinds, options)
     configs: dict[str, Any] = {}
     for kind in kinds:
         of_peft = any(base.__module__.startswith("peft.") for base in kind.config.__mro__)

@@ -1,4 +1,4 @@
-"""A tuner that PEFT has not, on disk: `tuner.json` with its kind and options, `tuner.safetensors` with its parameters."""
+"""A tuner that PEFT has not, on disk: `tuner.json` with its kind and options, `tuner.safetensors` with the rest."""
 
 import dataclasses
 import json

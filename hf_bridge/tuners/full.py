@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +25,7 @@ class FullConfig:
 class Full(Attached):
     """The weights themselves."""
 
-    switchable: ClassVar[bool] = False
+    switchable = False
 
     def __init__(self, model: nn.Module, name: str, config: FullConfig) -> None:
         super().__init__(model, name, config)

@@ -7,8 +7,8 @@ from peft import LoraConfig
 from torch import nn
 
 from hf_bridge.tuners.activation import Activation
-from hf_bridge.tuners.peft_tuners import PeftAttached
 from hf_bridge.tuners.peft_tuners import TUNERS as OF_PEFT
+from hf_bridge.tuners.peft_tuners import PeftAttached
 from hf_bridge.tuners.tuner import Tuner
 
 

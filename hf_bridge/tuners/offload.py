@@ -44,4 +44,5 @@ class Offloaded:
 
 def _become(parameter: nn.Parameter, data: torch.Tensor) -> None:
     """Another tensor in the place of its own, which `.data` would only take on the same kind of device."""
-    torch.utils.swap_tensors(parameter, nn.Parameter(data, requires_grad=parameter.requires_grad))
+    new = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    torch.utils.swap_tensors(parameter, new)  # type: ignore[no-untyped-call]

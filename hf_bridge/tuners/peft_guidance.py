@@ -80,7 +80,7 @@ class _GuidedModel:
 class _GuidedPromptModel(_GuidedModel):
     """A PeftModel that puts virtual tokens before the input."""
 
-    base_model: nn.Module
+    base_model: Any
     _modules: dict[str, Any]
 
     @property
@@ -100,7 +100,7 @@ class _GuidedPromptModel(_GuidedModel):
 
 
 @functools.cache
-def _subclass(guided: type, original: type) -> type:
+def _subclass(guided: Any, original: Any) -> type:
     return type(original.__name__, (guided, original), {"__module__": original.__module__, "original": original})
 
 
@@ -108,15 +108,16 @@ def guide_layers(model: nn.Module, activation: Activation) -> None:
     """Let all PEFT layers of `model` ask `activation`."""
     for module in model.modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and not isinstance(module, _Guided):
-            module.__class__ = _subclass(_Guided, type(module))
+            kind: Any = type(module)
+            module.__class__ = _subclass(_Guided, kind)
             module.activation = activation
 
 
 def guide_model(model: PeftModel, activation: Activation) -> None:
     """Let a PeftModel ask `activation`."""
-    adapter = model.active_adapter
-    model.__dict__.pop("active_adapter")
-    model.__class__ = _subclass(_GuidedPromptModel if model._is_prompt_learning else _GuidedModel, type(model))
+    adapter = model.__dict__.pop("active_adapter")
+    kind: Any = type(model)
+    model.__class__ = _subclass(_GuidedPromptModel if model._is_prompt_learning else _GuidedModel, kind)
     model.activation, model.ours, model.active_adapter = activation, set(), adapter
 
 

@@ -19,6 +19,7 @@ from hf_bridge.tuners.activation import Activation
 from hf_bridge.tuners.adalora import AdaLoraCallback
 from hf_bridge.tuners.folder import check_fit
 from hf_bridge.tuners.peft_guidance import guide_layers, guide_model
+from hf_bridge.tuners.targets import ALL_LINEAR, IN_TUNERS, linear_names, names_of
 from hf_bridge.tuners.tuner import Attached, Tuner
 from swift_mega.base.errors import UserError
 
@@ -31,7 +32,11 @@ _TASKS = {
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
 }
-"""How the name of a transformers model ends → PEFT's task: what its PeftModel does besides, such as training the head."""
+"""How the name of a transformers model ends → PEFT's task, for which its PeftModel may train the head, too."""
+
+
+_ADDING = {"LORA", "ADALORA", "IA3", "VERA", "FOURIERFT", "LOHA", "LOKR", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"}
+"""PEFT's types whose layers change what the layer in them gives, whatever that is; so they may lie in each other."""
 
 
 class PeftAttached(Attached):
@@ -48,10 +53,17 @@ class PeftAttached(Attached):
         # What a subclass of ours adds, PEFT neither needs nor saves.
         own.__class__ = next(one for one in type(own).__mro__ if one.__module__.startswith("peft."))
         own.task_type = own.task_type or _task(model)
+        if getattr(own, "target_modules", None) == ALL_LINEAR:
+            own.target_modules = linear_names(model)
+        elif getattr(own, "exclude_modules", ()) is None and any(IN_TUNERS.fullmatch(one) for one in names_of(model)):
+            own.exclude_modules = IN_TUNERS.pattern
         before = {id(parameter) for parameter in model.parameters()}
         originals = _Originals(model, own)
         model.requires_grad_(False)
-        self.host = _host(model, name, own, activation)
+        try:
+            self.host = _host(model, name, own, activation)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"PEFT refuses `{name}`: {error}") from error
         guide_layers(model, activation)
         self._replaced = originals.changed()
         self.switchable = not self._replaced
@@ -82,6 +94,16 @@ class PeftAttached(Attached):
             hosts(self.model).pop(self.host.peft_type)
             self.model.__dict__.pop("peft_config", None)
 
+    def conflict(self, other: Attached) -> str | None:
+        if not isinstance(other, PeftAttached):
+            return None
+        if other.peft_config.is_prompt_learning:
+            return "both put virtual tokens before the input" if self.peft_config.is_prompt_learning else None
+        if self.peft_config.peft_type not in _ADDING:
+            return f"{self.peft_config.peft_type.value} computes from the base's own weights, past what others add"
+        both = _saved_whole(self.model, {self.name, other.name})
+        return both and f"both have a `{both}` of their own in the place of the model's"
+
     def _state(self) -> dict[str, torch.Tensor]:
         """What PEFT saves of it → under the keys it has in a model with no other tuner: see `_plain`."""
         others = {name for host in hosts(self.model).values() for name in host.peft_config} - {self.name}
@@ -97,6 +119,8 @@ class PeftAttached(Attached):
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         config = copy.copy(self.peft_config)
         config.inference_mode = True
+        if getattr(config, "exclude_modules", None) == IN_TUNERS.pattern:
+            config.exclude_modules = None
         config.base_model_name_or_path = getattr(self.model, "name_or_path", None) or None
         base = type(self.model)
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
@@ -113,6 +137,14 @@ class PeftAttached(Attached):
 
     def callbacks(self) -> list[Any]:
         return [AdaLoraCallback(self.host)] if isinstance(self.peft_config, peft.AdaLoraConfig) else []
+
+
+def _saved_whole(model: nn.Module, names: set[str]) -> str | None:
+    """The first module that all of `names` have trained whole."""
+    modules = model.named_modules()
+    return next(
+        (path for path, one in modules if isinstance(one, AuxiliaryTrainingWrapper) and names <= one._adapters), None
+    )
 
 
 def hosts(model: nn.Module) -> dict[str, PeftModel]:
@@ -147,10 +179,11 @@ def _new_host(model: nn.Module, name: str, config: PeftConfig) -> PeftModel:
         )
     # PEFT would take what is there for its own and join the two.
     of_others = model.__dict__.pop("peft_config", None)
-    host = kinds.get(config.task_type, PeftModel)(model, config, adapter_name=name)
-    if of_others is not None:
-        model.peft_config = of_others
-    return host
+    try:
+        return kinds.get(config.task_type, PeftModel)(model, config, adapter_name=name)
+    finally:
+        if of_others is not None:
+            model.peft_config = of_others
 
 
 def _task(model: nn.Module) -> str | None:
@@ -227,7 +260,7 @@ def _declared() -> Iterator[Tuner]:
         ("peft", PeftConfig, "any other config of PEFT, from Python", {}),
     ]
     for name, config, source, defaults in rows:
-        yield Tuner(name, config, source, _attach, defaults)
+        yield Tuner(name, config, source, _attach, defaults, first=name == "vera")
 
 
 TUNERS = list(_declared())

@@ -28,6 +28,18 @@ MODULES = {
     "prefix": "peft_tuners",
     "p-tuning": "peft_tuners",
     "full": "full",
+    "llamapro": "llamapro",
+    "lisa": "lisa",
+    "longlora": "longlora",
+    "galore": "galore",
+    "q-galore": "q_galore",
+    "restuning": "restuning",
+    "restuning-bypass": "bypass",
+    "scedit": "scedit",
+    "adapter": "adapter",
+    "side": "side",
+    "neftune": "neftune",
+    "unsloth": "unsloth",
 }
 """Name → the module of this package whose list TUNERS declares it."""
 
@@ -54,7 +66,8 @@ def tuner_of(config: Any) -> "Tuner":
     modules = {f"{__package__}.{module}" for module in MODULES.values()}
     if any(base.__module__.startswith("peft.") for base in type(config).__mro__):
         import_module(f"{__package__}.peft_tuners")
-    declared = [one for module in sorted(modules & sys.modules.keys()) for one in sys.modules[module].TUNERS]
+    imported = sorted(modules & sys.modules.keys())
+    declared: list[Tuner] = [one for module in imported for one in sys.modules[module].TUNERS]
     for base in type(config).__mro__:
         if found := next((one for one in declared if one.config is base), None):
             return found

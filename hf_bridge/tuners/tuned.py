@@ -10,18 +10,20 @@ tuned = from_pretrained(model, "tuned")
 import json
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib import import_module
+from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from hf_bridge.tuners import folder as own_folder
 from hf_bridge.tuners.activation import Activation
+from hf_bridge.tuners.merging import Merged, merged
 from hf_bridge.tuners.offload import Offloaded
 from hf_bridge.tuners.registry import tuner_of
 from hf_bridge.tuners.targets import check_targets
@@ -33,7 +35,8 @@ INDEX = "tuners.json"
 PEFT_CONFIG = "adapter_config.json"
 
 
-class Trainable(NamedTuple):
+@dataclass(frozen=True)
+class Trainable:
     """How much is trained."""
 
     count: int
@@ -70,24 +73,22 @@ class TunedModel:
     def model(self) -> nn.Module:
         """What a Trainer takes: a PeftModel where a tuner is PEFT's, which TRL's trainers know, else the model."""
         found: list[nn.Module] = [one.host for one in self.attached.values() if hasattr(one, "host")]
-        prompts = [host for host in found if host._is_prompt_learning]
-        return (prompts or found or [self.base])[0]
+        return ([host for host in found if host._is_prompt_learning] or found or [self.base])[0]
 
-    def _at_work(self) -> nn.Module:
+    def _at_work(self) -> Any:
         """The PeftModel of those at work, which adds virtual tokens or a term of the loss; else the model."""
         found = [one.host for name, one in self.attached.items() if name in self.activation and hasattr(one, "host")]
-        prompts = [host for host in found if host._is_prompt_learning]
-        chosen: nn.Module = (prompts or found or [self.base])[0]
-        return chosen
+        return ([host for host in found if host._is_prompt_learning] or found or [self.base])[0]
 
     # Coming and going
 
-    def attach(self, name: str, config: Any) -> Attached:
-        """Put a tuner on the model. It is at work from then on.
+    def attach(self, name: str, config: Any, *, active: bool = True) -> Attached:
+        """Put a tuner on the model.
 
         Args:
             name: by which it is chosen.
             config: of PEFT or of `hf_bridge.tuners`; its class says which kind of tuner.
+            active: it is at work from then on, beside those that are.
 
         Raises:
             UserError: the name is taken or unusable, the config is no tuner's, or the model has no such modules.
@@ -95,16 +96,27 @@ class TunedModel:
         self._check_name(name)
         kind = tuner_of(config)
         check_targets(self.base, config)
-        before = [(one, one.requires_grad) for other in self.attached.values() for one in other.parameters().values()]
-        one = kind.attach(self.base, name, config, self.activation)
-        own = [(parameter, parameter.requires_grad) for parameter in one.parameters().values()]
-        self.base.requires_grad_(False)
-        for parameter, trained in (*before, *own):
-            parameter.requires_grad_(trained)
+        trained = {id(one) for one in (*self.base.parameters(), *self._parameters()) if one.requires_grad}
+        with ExitStack() as undo:
+            undo.callback(self._train, trained)
+            one = kind.attach(self.base, name, config, self.activation)
+            undo.pop_all()
+        own = {id(parameter) for parameter in one.parameters().values() if parameter.requires_grad}
+        of_others = {id(parameter) for parameter in self._parameters()}
         self.attached[name] = one
+        self._train(own | (trained & of_others))
         self.model.train(self.base.training)  # new modules have dropout on, whatever the model is doing
-        self.activation.everywhere |= {name}
+        if active:
+            with ExitStack() as undo:
+                undo.callback(self.detach, name)
+                self.activation.everywhere = self._choice((name, *self.activation.everywhere))
+                undo.pop_all()
         return one
+
+    def _train(self, wanted: set[int]) -> None:
+        """Of all parameters, those with these ids are trained."""
+        for parameter in (*self.base.parameters(), *self._parameters()):
+            parameter.requires_grad_(id(parameter) in wanted)
 
     def detach(self, *names: str) -> nn.Module:
         """Take tuners off, all if none is named, and return the model; without any it is as it was before."""
@@ -166,14 +178,12 @@ class TunedModel:
                 f"`{always[0]}` has changed the model's own weights, so the model without it is not here.",
                 f"Name it, too: {', '.join(f'`{name}`' for name in (*always, *chosen))}; or take it off.",
             )
-        prompts = [
-            name for name in chosen if getattr(getattr(self.attached[name], "host", 0), "_is_prompt_learning", 0)
-        ]
-        if len(prompts) > 1:
-            raise UserError(
-                f"{' and '.join(f'`{name}`' for name in prompts)} both put virtual tokens before the input.",
-                "PEFT can do one of them at a time.",
-            )
+        for one, other in permutations(chosen, 2):
+            if why := self.attached[one].conflict(self.attached[other]):
+                raise UserError(
+                    f"`{one}` and `{other}` cannot be at work together: {why}.",
+                    f"Choose one of them, as with `tuned.using({one!r})`.",
+                )
         for name in chosen:
             self.onload(name)
         return frozenset(chosen)
@@ -263,6 +273,15 @@ class TunedModel:
 
     # Keeping
 
+    def merged(self, *names: str) -> Merged:
+        """A model without tuners in whose weights these are, those at work if none is named; this one stays as it is.
+
+        Raises:
+            UserError: one of them is no change of weights, or these are quantised or tied.
+        """
+        chosen = self._choice(names or tuple(self.active))
+        return merged(self.base, self.attached.values(), set(chosen))
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write every tuner, each as its library does: PEFT's as a PEFT folder.
 
@@ -291,12 +310,15 @@ class TunedModel:
             one.load(places[name])
 
 
-def prepare_model(model: nn.Module | TunedModel, tuners: Mapping[str, Any]) -> TunedModel:
-    """Put tuners on a model, all at work; one that changes which modules there are comes first.
+def prepare_model(
+    model: nn.Module | TunedModel, tuners: Mapping[str, Any], *, active: Collection[str] | None = None
+) -> TunedModel:
+    """Put tuners on a model.
 
     Args:
         model: any, not only of transformers; or one that has tuners already.
         tuners: name → config, of PEFT or of `hf_bridge.tuners`.
+        active: those that are at work at first. None: all.
 
     Raises:
         UserError: as `TunedModel.attach`; the model is then as it was.
@@ -304,19 +326,26 @@ def prepare_model(model: nn.Module | TunedModel, tuners: Mapping[str, Any]) -> T
     tuned = model if isinstance(model, TunedModel) else TunedModel(model)
     with ExitStack() as undo:
         for name in sorted(tuners, key=lambda name: not tuner_of(tuners[name]).first):
-            tuned.attach(name, tuners[name])
+            tuned.attach(name, tuners[name], active=active is None or name in active)
             undo.callback(tuned.detach, name)
         undo.pop_all()
     return tuned
 
 
-def from_pretrained(model: nn.Module | TunedModel, folder: str | Path, *, trainable: bool = False) -> TunedModel:
-    """Put the tuners of a folder on a model, those at work that were when it was saved.
+def from_pretrained(
+    model: nn.Module | TunedModel,
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    active: Collection[str] | None = None,
+) -> TunedModel:
+    """Put the tuners of a folder on a model.
 
     Args:
         model: the one that they were made for.
         folder: of `save_pretrained`, of PEFT, or a folder of such folders.
         trainable: whether they can be trained on.
+        active: those that are at work at first. None: those that were when it was saved.
 
     Raises:
         UserError: no such folder, or of another model.
@@ -324,18 +353,17 @@ def from_pretrained(model: nn.Module | TunedModel, folder: str | Path, *, traina
     tuned = model if isinstance(model, TunedModel) else TunedModel(model)
     places = _places(Path(folder))
     configs = {name: _read_config(place, tuned.base, trainable) for name, place in places.items()}
+    index = Path(folder) / INDEX
+    if active is None and index.is_file():
+        active = json.loads(index.read_text())["active"]
     with ExitStack() as undo:
-        prepare_model(tuned, configs)
+        prepare_model(tuned, configs, active=active)
         undo.callback(tuned.detach, *configs)
         for name, place in places.items():
             tuned.attached[name].load(place)
         undo.pop_all()
     for parameter in () if trainable else tuned._parameters():
         parameter.requires_grad_(False)
-    index = Path(folder) / INDEX
-    if index.is_file():
-        active = set(json.loads(index.read_text())["active"]) | (tuned.attached.keys() - places.keys())
-        tuned.activation.everywhere = frozenset(active & tuned.activation.everywhere)
     return tuned
 
 

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ class Attached(abc.ABC):
             model's own weights.
     """
 
-    switchable: ClassVar[bool] = True
+    switchable: bool = True
 
     def __init__(self, model: nn.Module, name: str, config: Any) -> None:
         self.model, self.name, self.config = model, name, config
@@ -58,6 +58,10 @@ class Attached(abc.ABC):
         """
         raise UserError(f"`{self.name}` cannot be merged.", "Use it beside the model.")
 
+    def conflict(self, other: "Attached") -> str | None:
+        """Why it cannot be at work at the same time as `other`; None: it can."""
+        return None
+
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]] | None:
         """As torch's optimizers take them, where some parameters have a rate of their own (LoRA+); None: all alike."""
         return None
@@ -85,7 +89,7 @@ class Tuner:
         source: the paper, or the library.
         attach: model, name, config and what is at work → the tuner on the model.
         defaults: of its options under this name, where they are not the config's own.
-        first: it changes which modules there are, and is attached before those that look for modules.
+        first: it is attached before others, as it looks for layers that have no tuner in them yet.
     """
 
     name: str
