@@ -17,7 +17,7 @@ class Piece:
     """A chunk as it goes into the cache.
 
     Attributes:
-        rows: MessagePack, one row behind the other.
+        rows: MessagePack, one row with its place (`file:line`) behind the other.
         lengths: bytes of each (int64).
         size: bytes of the source that this took.
     """
@@ -49,7 +49,7 @@ def _read(chunk: Chunk, options: Recognition, report: Report) -> Iterator[tuple[
         report.columns.update(record.values.keys())
         try:
             found = recognise(record.values, options)
-            encoded = _encoder.encode(found.row)
+            encoded = _encoder.encode((found.row, record.where))
         except Unreadable as error:
             report.bad.add([BadRow(str(error), record.where)])
         except UnicodeEncodeError:

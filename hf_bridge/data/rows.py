@@ -15,7 +15,7 @@ from hf_bridge.data.report import Report
 from hf_bridge.data.row import Row
 from hf_bridge.data.self_cognition import identity
 from hf_bridge.data.sources import SourceName, parse_source
-from hf_bridge.data.store import default_cache, stored
+from hf_bridge.data.store import Store, default_cache, stored
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError, nearest
 
@@ -48,6 +48,11 @@ class Rows(Sequence[Row]):
         if isinstance(number, slice):
             return self.take(np.arange(len(self))[number])
         return self.sources[int(self.source[number])][int(self.number[number])]
+
+    def where(self, number: int) -> str:
+        """The place that a row is from, `file:line`; of rows that are from no file, its number from 1."""
+        source, own = self.sources[int(self.source[number])], int(self.number[number])
+        return source.where(own) if isinstance(source, Store) else f"row {own + 1}"
 
     def take(self, numbers: np.ndarray) -> "Rows":
         """These rows, in this order; one may be there several times."""

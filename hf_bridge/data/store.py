@@ -1,6 +1,6 @@
 """Rows on disk, read once and looked up by number: a cache whose name is the checksum of what it was made of.
 
-    CACHE/KEY/rows.bin      rows as MessagePack, one behind the other
+    CACHE/KEY/rows.bin      rows as MessagePack, each with its place (`file:line`), one behind the other
     CACHE/KEY/ends.npy      where each ends (int64)
     CACHE/KEY/report.json   what was left out, and why; written last: with it a folder is complete
     CACHE/checksums/…       of files, so that one that has not changed is not read again to learn that
@@ -60,7 +60,7 @@ class Store(Sequence[Row]):
         with (folder / "rows.bin").open("rb") as file:
             empty = os.fstat(file.fileno()).st_size == 0
             self._bytes: mmap.mmap | bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._decoder = msgspec.msgpack.Decoder(Row)
+        self._decoder = msgspec.msgpack.Decoder(tuple[Row, str])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.folder,)
@@ -75,6 +75,13 @@ class Store(Sequence[Row]):
     def __getitem__(self, number: int | slice) -> Row | list[Row]:
         if isinstance(number, slice):
             return [self[one] for one in range(*number.indices(len(self)))]
+        return self._decoded(number)[0]
+
+    def where(self, number: int) -> str:
+        """The place that a row is from, `file:line`."""
+        return self._decoded(number)[1]
+
+    def _decoded(self, number: int) -> tuple[Row, str]:
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of {len(self)}")
         number %= len(self)
