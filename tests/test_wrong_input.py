@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from swift_mega.base.output import HEADER
 from swift_mega.data import indexed
-from swift_mega.methods.output import HEADER
 from tests.support import cli, newcomer
 from tests.support.permissions import permissions_count
 from tests.support.place import Place

@@ -19,6 +19,18 @@ from swift_mega.base.writing import write_errors_are_the_users
 
 FILE = "metrics.jsonl"
 
+STATUS = {
+    "loss": "loss {:.4f}",
+    "lr": "lr {:.2e}",
+    "grad_norm": "|g| {:.2f}",
+    "tokens_per_s": "{:,.0f} tok/s",
+    "tflops_per_device": "{:.3g} TFLOP/s/dev",
+    "data_wait_share": "data {:.0%}",
+    "peak_memory_gb": "{:.1f} GB",
+    "mfu": "MFU {:.1%}",
+}
+"""Numbers that are shown with the progress bar, in this order."""
+
 
 class Sink(Protocol):
     """Somewhere else that the numbers also go."""
@@ -78,6 +90,11 @@ class MetricsWriter:
         """End the run in every place it was reported to."""
         for sink in self.sinks:
             sink.close()
+
+
+def status_line(values: dict[str, float]) -> str:
+    """The numbers with the progress bar."""
+    return ", ".join(form.format(values[name]) for name, form in STATUS.items() if name in values)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -155,7 +172,7 @@ class _WeightsAndBiases:
             import wandb
         except ImportError:
             raise UserError(
-                "log.wandb_project is set, but wandb is not installed.",
+                "`wandb_project` is set, but wandb is not installed.",
                 "`pip install 'swift-mega[wandb]'`, or leave the option out.",
             ) from None
         record = folder / "wandb_id"

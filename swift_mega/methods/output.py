@@ -8,31 +8,20 @@ OUTPUT/hf/               with `checkpoint.export_hf`: the checkpoints in Hugging
 OUTPUT/metrics.jsonl, loss.png, tensorboard/
 """
 
-import json
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converters import checkpoint as folders
-from swift_mega.base import config as configs
-from swift_mega.base import lock
 from swift_mega.base.errors import UserError
+from swift_mega.base.output import RunFolder, place, value_of
 from swift_mega.base.reading import read_errors_are_the_users
-from swift_mega.base.writing import write_errors_are_the_users
 from swift_mega.data import manifest
 from swift_mega.data.blend import parse_blend
 from swift_mega.data.shares import parse_split
 from swift_mega.methods.config import PretrainConfig
-
-RECORD, DATA_RECORD = "run.yaml", "data.json"
-HEADER = "# Written by swift-mega: what the latest start of the run in this folder was told, defaults included.\n"
-"""By this line a record is told from a file of the user's that has the same name."""
-
-PARTIAL_RECORDS = {name: f".{name}{folders.UNFINISHED}" for name in (RECORD, DATA_RECORD)}
-LEFT_BY_A_FAILED_START = (*PARTIAL_RECORDS.values(), "cache", lock.FILE)
 
 IDENTITY = (
     "model.path",
@@ -74,97 +63,33 @@ def exports(config: PretrainConfig) -> Path:
     return Path(config.output) / "hf"
 
 
+def run_folder(config: PretrainConfig) -> RunFolder:
+    """The run's output folder."""
+    return RunFolder(
+        config,
+        identity=_identity,
+        fingerprints=lambda: _fingerprints(config),
+        resume=("checkpoint.resume", config.checkpoint.resume),
+        begin_anew=f"with model.path={checkpoints(config)} if it is to begin with these weights.",
+        leftovers=("cache",),
+    )
+
+
 def check_output(config: PretrainConfig) -> None:
     """Refuse an output folder that is not this run's; nothing is written."""
-    folder = Path(config.output)
-    with read_errors_are_the_users(folder):
-        has_record = (folder / RECORD).exists()
-    if has_record:
-        _check_same_run(config, _read_record(folder / RECORD))
-        _check_same_data(config)
-    elif folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file.", "Choose a folder with `output`.")
-    elif folder.exists() and any(entry.name not in LEFT_BY_A_FAILED_START for entry in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no run.", "Choose another folder with `output`.")
+    run_folder(config).check()
 
 
 @contextmanager
 def opened_output(config: PretrainConfig) -> Iterator[None]:
     """Inside, the output folder is there, can be written, is this run's, and no other start is at work in it."""
-    folder = Path(config.output)
-    with ExitStack() as held:
-        with write_errors_are_the_users(folder, option="`output`"):
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock.alone_in(folder, "output"))
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        check_output(config)  # again: the start that held it until now may have made it another run's
+    with run_folder(config).opened():
         yield
 
 
 def claim_output(config: PretrainConfig) -> list[str]:
-    """Write `run.yaml`, and return what changes in it: from here on the folder holds this run.
-
-    Called when all that a start can find wrong has been looked at, so that a mended start may differ.
-    """
-    folder = Path(config.output)
-    changes = _changes(_read_record(folder / RECORD), config) if (folder / RECORD).exists() else []
-    with write_errors_are_the_users(folder, option="`output`"):
-        data = json.dumps(_fingerprints(config), indent=1) + "\n"
-        (folder / PARTIAL_RECORDS[DATA_RECORD]).write_text(data, encoding="utf-8")
-        (folder / PARTIAL_RECORDS[RECORD]).write_text(HEADER + configs.dump(config), encoding="utf-8")
-        # When complete: a start that is killed here must not leave half a record in the way of the next, nor one
-        # that alone says nothing about whose folder it is.
-        for name, partial in PARTIAL_RECORDS.items():
-            (folder / partial).replace(folder / name)
-    return changes
-
-
-def _read_record(record: Path) -> PretrainConfig:
-    with read_errors_are_the_users(record):
-        if not record.read_bytes().startswith(HEADER.encode()):
-            raise UserError(
-                f"{record} is not a record of a run, and would be written over.",
-                "Choose another folder with `output`, or give that file another name.",
-            )
-    return configs.build(PretrainConfig, configs.read_yaml(record), str(record))
-
-
-def _check_same_run(config: PretrainConfig, before: PretrainConfig) -> None:
-    if config.checkpoint.resume == "never":
-        raise UserError(
-            f"{config.output} already holds a run, and checkpoint.resume is `never`.",
-            "Choose another folder with `output`, or `--resume auto` to continue it.",
-        )
-    here, there = _identity(config), _identity(before)
-    changes = "; ".join(
-        f"{name}: {_value(before, name)!r} there, {_value(config, name)!r} here"
-        for name in IDENTITY
-        if here[name] != there[name]
-    )
-    if changes:
-        raise UserError(
-            f"{config.output} holds another run ({changes}).",
-            "Choose another folder with `output`, or restore these options to continue that run.",
-        )
-
-
-def _check_same_data(config: PretrainConfig) -> None:
-    """The options name the same data as ever; is it?"""
-    record = Path(config.output) / DATA_RECORD
-    if not record.exists():
-        return
-    with read_errors_are_the_users(record):
-        before = json.loads(record.read_text(encoding="utf-8"))
-    # By their order: the same place may be spelt in another way now.
-    pairs = zip(_fingerprints(config), before, strict=True)
-    other = [prefix for (prefix, here), (_, there) in pairs if here != there]
-    if other:
-        raise UserError(
-            f"{', '.join(other)} holds other data than the run in {config.output} has read until now.",
-            f"Restore it, or begin another run: another `output`, with model.path={checkpoints(config)} "
-            "if it is to begin with these weights.",
-        )
+    """Write `run.yaml`, and return what changes in it: from here on the folder holds this run."""
+    return run_folder(config).claim()
 
 
 def _fingerprints(config: PretrainConfig) -> list[tuple[str, str]]:
@@ -176,31 +101,14 @@ def _fingerprints(config: PretrainConfig) -> list[tuple[str, str]]:
 
 def _identity(config: PretrainConfig) -> dict[str, Any]:
     """The values of `IDENTITY`, in one spelling of several that mean the same."""
-    values = {name: _value(config, name) for name in IDENTITY}
+    values = {name: value_of(config, name) for name in IDENTITY}
     for name in ("data.train", "data.valid", "data.test"):
         prefixes, weights = parse_blend(values[name])
         values[name] = [Path(prefix).resolve() for prefix in prefixes], weights
     for name in ("model.path", "model.tokenizer"):
-        if values[name] and Path(values[name]).is_dir():
-            values[name] = Path(values[name]).resolve()
+        values[name] = place(values[name])
     values["data.split"] = parse_split(values["data.split"])
     return values
-
-
-def _changes(before: PretrainConfig, now: PretrainConfig) -> list[str]:
-    """`name before → now` for each option that is not as it was; those of the identity only look different."""
-    names = [leaf.path for leaf in configs.leaves(PretrainConfig) if leaf.path not in ("output", *IDENTITY)]
-    pairs = ((name, _value(before, name), _value(now, name)) for name in names)
-    return [f"{name} {_shown(there)} → {_shown(here)}" for name, there, here in pairs if there != here]
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _value(config: PretrainConfig, path: str) -> Any:
-    section, _, name = path.partition(".")
-    return getattr(getattr(config, section), name)
 
 
 def resume_folder(config: PretrainConfig) -> Path | None:

@@ -4,21 +4,19 @@
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from swift_mega.base.console import counted, progress, say
 from swift_mega.base.errors import UserError
-from swift_mega.base.metrics import MetricsWriter, plot
+from swift_mega.base.metrics import MetricsWriter, plot, status_line
 from swift_mega.compat.device import peak_memory_bytes
+from swift_mega.parallel.stopping import StopRequests
 from swift_mega.train.checkpoint import Checkpointer
 from swift_mega.train.export import Exporter
 from swift_mega.train.loop import Callback, Trainer
@@ -28,49 +26,18 @@ WARMUP_STEPS = 2
 """Steps of a start left out of its average speed: they allocate, compile and open connections."""
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(StopRequests, Callback):
     """Ends the loop after the current step on SIGTERM or SIGINT on any rank, so that the run is saved.
 
     Used as `with StopOnSignal() as stop:` from before the run leaves its first trace, so that whoever sees that it
-    has begun may stop it. Collective: inside, every rank listens.
-
-    The ranks have to agree, or one would save while another trains on. The vote of step k travels
-    over gloo while step k+1 computes, so that nobody waits for it.
+    has begun may stop it.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.vote: tuple[torch.Tensor, Any] | None = None
-
-    def __enter__(self) -> "StopOnSignal":
-        self.previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
-        self.group = dist.new_group(backend="gloo")  # waits for all ranks
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received:  # asked twice: the person does not want to wait for the save
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.received = number
-
     def on_step(self, trainer: Trainer, result: StepResult) -> None:
-        if self.vote:
-            ballot, work = self.vote
-            work.wait()
-            if number := int(ballot.item()):
-                trainer.stop_reason = f"received {signal.Signals(number).name}"
-        ballot = torch.tensor(self.received)
-        self.vote = (ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self.group, async_op=True))
+        trainer.stop_reason = self.asked() or trainer.stop_reason
 
     def on_end(self, trainer: Trainer) -> None:
-        if self.vote:
-            self.vote[1].wait()
+        self.finish()
 
 
 class StopOnNonFinite(Callback):
@@ -283,17 +250,3 @@ class Report(Callback):
             say(f"{speed:,.0f} tokens/s over {counted(warm, 'step')} (the first {WARMUP_STEPS} left out)")
         if trainer.stop_reason:
             say(f"Stopped at step {trainer.progress.step}: {trainer.stop_reason}. The same command continues.")
-
-
-def status_line(values: dict[str, float]) -> str:
-    """The numbers with the progress bar."""
-    parts = [
-        f"loss {values['loss']:.4f}",
-        f"lr {values['lr']:.2e}",
-        f"|g| {values['grad_norm']:.2f}",
-        f"{values['tokens_per_s']:,.0f} tok/s",
-        f"{values['tflops_per_device']:.3g} TFLOP/s/dev",
-        f"data {values['data_wait_share']:.0%}",
-        f"{values['peak_memory_gb']:.1f} GB",
-    ]
-    return ", ".join(parts + ([f"MFU {values['mfu']:.1%}"] if "mfu" in values else []))
