@@ -9,6 +9,8 @@ from hf_bridge.parallel.config import ParallelConfig
 from hf_bridge.templates.config import TemplateConfig
 from hf_bridge.tuners.config import TuningConfig
 
+LongRows = Literal["truncate", "drop", "split", "raise"]
+
 
 @dataclass(kw_only=True)
 class LengthConfig:
@@ -17,8 +19,9 @@ class LengthConfig:
     max_length: int = 2048
     """Tokens of the longest example, and of a packed sequence."""
 
-    long_rows: Literal["truncate", "drop", "split", "raise"] = "drop"
-    """A longer row: keep its first tokens, leave it out (counted and reported), make several of it, or stop."""
+    long_rows: LongRows | None = None
+    """A longer row: keep its first tokens, leave it out (counted and reported), make several of it, or stop. null:
+    leave it out; of texts in pretraining make several."""
 
     packing: bool = False
     """Put several rows in one sequence, none of which sees another."""
@@ -49,6 +52,9 @@ class TrainingConfig:
     lr_scheduler_type: str = "cosine"
     """Its shape, by a name of transformers."""
 
+    lr_scheduler_kwargs: dict[str, float | int | bool | str | None] = field(default_factory=dict)
+    """What only this shape has: `min_lr=1e-6` with `cosine_with_min_lr`, `num_decay_steps=9` with `warmup_stable_decay`."""
+
     warmup_ratio: float = 0.03
     """Share of all steps in which it rises."""
 
@@ -75,13 +81,16 @@ class TrainingConfig:
     """Steps between checkpoints. null: only at the end and when stopped."""
 
     save_total_limit: int | None = 2
-    """Checkpoints that stay, the best one besides. null: all."""
+    """Checkpoints that stay, and the best one besides. null: all."""
 
     eval_steps: int | None = None
     """Steps between evaluations. null: before the first step and after the last."""
 
     load_best: bool = False
     """End with the weights of the checkpoint whose held-out loss was lowest."""
+
+    stop_after_steps: int | None = None
+    """Save and stop after this many steps of this start; the schedule still spans the whole run."""
 
     early_stopping: int | None = None
     """Evaluations without a better held-out loss after which the run ends."""
