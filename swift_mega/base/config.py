@@ -6,7 +6,8 @@ of a wrong value; argparse and PyYAML read; what is ours is the seam between the
 imported where they are used: `--help` needs neither.
 
 An option is written `--section.field value`. The section may be left out where the field's name is
-unique, and `-` may stand for `_`, so Megatron's own flags (`--tensor-model-parallel-size 2`) work.
+unique, and `-` may stand for `_`, so Megatron's own flags (`--tensor-model-parallel-size 2`) work. A mapping is
+written `--section.field name=value name=value`, its values as in JSON, or as plain text.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import ast
 import dataclasses
 import functools
 import itertools
+import json
 import re
 import sys
 import types
@@ -112,6 +114,8 @@ def _allowed(hint: Any) -> str:
         choice for kind in kinds for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal
     ]
     null = ["null"] if type(None) in kinds else []
+    if origin is dict:
+        return "It must be `name=value` pairs."
     if choices:
         return f"Possible: {', '.join(map(str, choices + null))}."
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -229,8 +233,41 @@ def overrides(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
             value = getattr(namespace, leaf.path)
             *sections, name = leaf.path.split(".")
             inner = functools.reduce(lambda level, section: level.setdefault(section, {}), sections, nested)
-            inner[name] = None if value in ("null", "none") else value
+            inner[name] = _pairs(leaf.path, value) if _is_mapping(leaf.type) else _given(value)
     return nested
+
+
+def named(cls: type[T], **options: Any) -> T:
+    """`cls` from options by their names, as on the command line: those of sections without the section's name."""
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        found = [leaf.path for leaf in leaves(cls) if leaf.name == name]
+        path = found[0] if len(found) == 1 else name
+        *sections, last = path.split(".")
+        functools.reduce(lambda level, section: level.setdefault(section, {}), sections, values)[last] = value
+    return build(cls, values, "options")
+
+
+def _given(value: Any) -> Any:
+    return None if value in ("null", "none") else value
+
+
+def _is_mapping(hint: Any) -> bool:
+    return typing.get_origin(hint) is dict
+
+
+def _pairs(path: str, words: list[str]) -> dict[str, Any]:
+    """`name=value` each, as a mapping."""
+    found = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (name and sign):
+            raise UserError(f"`--{path}` was given `{word}`.", "Write `name=value`, without blanks around `=`.")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = _given(value)
+    return found
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +280,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arity(hint: Any) -> dict[str, Any]:
-    if typing.get_origin(hint) is list:
+    if typing.get_origin(hint) in (list, dict):
         return {"nargs": "+"}
     return {"nargs": "?", "const": "true"} if hint is bool else {}
 
@@ -254,6 +291,8 @@ def _type_name(hint: Any) -> str:
         return "|".join(map(str, args))
     if origin is list:
         return _type_name(args[0])
+    if origin is dict:
+        return "NAME=VALUE"
     if origin in (typing.Union, types.UnionType):
         return "|".join("null" if arg is type(None) else _type_name(arg) for arg in args)
     return getattr(hint, "__name__", str(hint)).upper()
@@ -265,6 +304,6 @@ def _default_text(default: Any) -> str:
     # What null and an empty list stand for is said in the text of the option.
     return (
         ""
-        if default is None or default == []
+        if default is None or default in ([], {})
         else f"(default: {str(default).lower() if default in (True, False) else default})"
     )

@@ -33,6 +33,8 @@ COMMANDS = {
     "convert inspect": Command("converters.command_inspect", "show what a checkpoint holds and how it is stored"),
     "convert manifest": Command("converters.command_manifest", "write a hash of every tensor of a model"),
     "convert push": Command("converters.command_push", "upload a Hugging Face folder to a hub"),
+    "bridge sft": Command("hf_bridge.command_sft", "tune a model on conversations: LoRA, all weights, …"),
+    "bridge pretrain": Command("hf_bridge.command_pretrain", "the same on plain texts"),
     "bridge show-data": Command("hf_bridge.command_show_data", "show rows of data as a model is trained on them"),
     "bridge models": Command("hf_bridge.command_models", "list model types, their ids and templates"),
     "data": Command("swift_mega.data.commands", "build and inspect the token files that training reads"),
