@@ -53,7 +53,7 @@ class TrainingConfig:
     """Its shape, by a name of transformers."""
 
     lr_scheduler_kwargs: dict[str, float | int | bool | str | None] = field(default_factory=dict)
-    """What only this shape has: `min_lr=1e-6` with `cosine_with_min_lr`, `num_decay_steps=9` with `warmup_stable_decay`."""
+    """What only this shape has: `min_lr=1e-6` of `cosine_with_min_lr`, `num_decay_steps=9` of `warmup_stable_decay`."""
 
     warmup_ratio: float = 0.03
     """Share of all steps in which it rises."""

@@ -28,7 +28,7 @@ SUITES: tuple[tuple[dict[str, tuple[str, dict[str, Any]]], Collection[str]], ...
 
 
 def families() -> str:
-    """Families × layouts, converted and trained, where a test has the case; what megatron-core lacks where it cannot."""
+    """Families × layouts, converted and trained, where a test has the case; what megatron-core lacks elsewhere."""
     layouts = list(dict.fromkeys(layout for _, tested in SUITES for layout in tested))
     rows = [
         "| models | `model_type` | converts | trains | "
