@@ -71,6 +71,10 @@ def _complete(conversion: Conversion, root: Path) -> None:
         with write_errors_are_the_users(conversion.hf_files):
             conversion.hf_files.mkdir(parents=True, exist_ok=True)
             (conversion.hf_files / name).write_bytes(content)
+    if conversion.source.tokenizer is not None:
+        from converters.stores.gguf_tokenizer import save_tokenizer
+
+        save_tokenizer(conversion.source.tokenizer, conversion.hf_files)
     if conversion.source.adaptable is None:
         checkpoint.state_dtype(conversion.hf_files, conversion.tensors)
     engine.finish(conversion.target)

@@ -87,7 +87,7 @@ def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
             name: Entry(stored.spec, blocks=int(file.tensors[name].n_bytes))
             for name, stored in file.own_space().items()
         }
-        return f"GGUF file of architecture {file.architecture}, as it is read", found, 1
+        return f"GGUF file of architecture {file.architecture}, as it is read", found, len(file.paths)
     if ranks := legacy.find(path):
         saved = legacy.open_ranks(ranks)
         found = {

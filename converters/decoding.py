@@ -18,11 +18,14 @@ from converters.tensors import CARRIER, cast
 Read = Callable[[Path, int, int], bytearray]
 """File, first byte and length → content."""
 
+PLUS_ONE = "float32 plus one"
+"""Of an encoding that has one added to each number."""
 E4M3, MXFP4 = "float8_e4m3fn", "mxfp4"
-"""Names of the encodings that have their factors elsewhere; all others are ggml's."""
+"""Names of the encodings that have their factors elsewhere; all others but `PLUS_ONE` are ggml's."""
 _HOW = {
     E4M3: "decoded from {name} to {dtype}, rounded as transformers rounds what it dequantises",
     MERGED: "computed from {name} in float32, and rounded once to {dtype}",
+    PLUS_ONE: "stored in {dtype} plus one, which is taken off again, and rounded",
     CAST: "cast to {dtype}, {name}",
 }
 AT_ONCE = 1 << 18
@@ -92,6 +95,9 @@ def _decoded(encoding: Encoding, file: Path, first: int, end: int, read: Read) -
     """Rows `first … end` of the numbers of which `file` has the encoded ones."""
     stored = read(file, encoding.begin + first * encoding.row_bytes, (end - first) * encoding.row_bytes)
     packed = np.frombuffer(stored, np.uint8).reshape(-1, encoding.row_bytes)
+    if encoding.name == PLUS_ONE:
+        numbers: np.ndarray = packed.view(np.float32) - np.float32(1)
+        return numbers
     if encoding.scales is None:
         return _of_ggml(packed, encoding.name)
     return _looked_up(packed, encoding, encoding.scales, first, read)

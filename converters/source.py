@@ -54,6 +54,8 @@ class Source:
     """Of weights under Hugging Face names."""
     made: dict[str, bytes] = field(default_factory=dict)
     """Name → content of files beside the weights that nothing is copied to, such as a config.json made of metadata."""
+    tokenizer: Path | None = None
+    """The GGUF file that has the tokenizer, where no folder has one."""
     stored: torch_dist.TorchDistCheckpoint | None = None
     """All that a Megatron checkpoint holds, under its own keys."""
     adaptable: Adaptable | None = None
@@ -194,8 +196,12 @@ def _open_gguf(path: Path, given: Path | None, vocab_divisible_by: int, target_t
     return replace(
         source,
         made={"config.json": json_bytes(config, sort_keys=False), **file.chat_template()},
-        notes=[*source.notes, "config.json is made of what the file says; --config FOLDER takes a tokenizer along"],
+        notes=[*source.notes, f"config.json is made of what the file says{'' if file.has_tokenizer else NO_TOKENIZER}"],
+        tokenizer=file.path if file.has_tokenizer else None,
     )
+
+
+NO_TOKENIZER = ", which has no tokenizer; --config FOLDER takes one along"
 
 
 def _config_folder(folder: Path, given: Path | None) -> Path:

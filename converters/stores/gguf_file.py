@@ -1,4 +1,4 @@
-"""Models of llama.cpp: a GGUF file as tensors under Hugging Face names, and what it says of the model as config.json.
+"""Models of llama.cpp: a GGUF file, or one split into several, as tensors under Hugging Face names and a config.json.
 
 F32, F16 and BF16 are bytes that can be copied; numbers packed into blocks (Q4_0, Q6_K, …) are decoded to float32 on the
 way, and then so is everything in the file, as half precision beside it would only mix dtypes.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from converters.config_table import Config
+from converters.decoding import PLUS_ONE
 from converters.space import Box, Encoding, Placement, Space, Stored, row_major
 from converters.stores.torch_dist import BROKEN, damaged
 from converters.tensors import CARRIER, TensorSpec
@@ -33,6 +34,8 @@ class Architecture:
     model_type: str | None = None
     """Hugging Face's name, where the file says all that config.json needs."""
     architecture: str = ""
+    plus_one: bool = False
+    """The weights of norms are stored plus one."""
 
 
 ARCHITECTURES = {
@@ -41,6 +44,11 @@ ARCHITECTURES = {
     "qwen3": Architecture(False, "qwen3", "Qwen3ForCausalLM"),
     "qwen2moe": Architecture(),
     "qwen3moe": Architecture(),
+    "phi3": Architecture(),
+    "minimax-m2": Architecture(),
+    "gemma2": Architecture(plus_one=True),
+    "gemma3": Architecture(plus_one=True),
+    "nemotron": Architecture(plus_one=True),
 }
 """Those whose tensors are Hugging Face's but for the order of rows."""
 
@@ -58,39 +66,50 @@ FIELDS = {
 TOKENS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
 NOT_SAID = ("rope.scaling.", "attention.sliding_window", "expert_count")
 """Begins of fields of models that config.json says more about than the file."""
-ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Factors of the rotary frequencies, which config.json determines."""
+CORRECTION = "e_score_correction"
+"""Its bias has no layer of that name in Hugging Face's models."""
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+"""Name of one file of several."""
 
 
 class GgufFile:
-    """An opened file."""
+    """An opened file, or all of the files that it is one of."""
 
     def __init__(self, path: Path) -> None:
         if importlib.util.find_spec("gguf") is None:
             raise UserError("GGUF files are read with the package gguf, which is not installed.", "pip install gguf")
-        import gguf
-
-        self.path = path
-        try:
-            self._reader = gguf.GGUFReader(path)
-            self.fields: dict[str, Any] = {name: field.contents() for name, field in self._reader.fields.items()}
-        except (OSError, *BROKEN) as error:
-            raise damaged(path, str(error) or type(error).__name__) from None
-        self.tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self.paths = _parts(path)
+        self.path = self.paths[0]
+        """With the metadata."""
+        readers = [_read(part) for part in self.paths]
+        self.fields: dict[str, Any] = readers[0][1]
+        count = int(self.fields.get("split.count", 0)) or 1
+        if count != len(self.paths):
+            raise UserError(
+                f"{path} is one of {count} files, by whose name the others are not found.",
+                "Give one whose name ends like -00001-of-00003.gguf, the others beside it.",
+            )
+        self.tensors = {tensor.name: tensor for reader, _ in readers for tensor in reader.tensors}
+        self.files = {
+            tensor.name: part
+            for part, (reader, _) in zip(self.paths, readers, strict=True)
+            for tensor in reader.tensors
+        }
+        """Of a tensor."""
         self.architecture = str(self.fields.get("general.architecture"))
         self._quantised = any(tensor.tensor_type.name not in BYTES for tensor in self.tensors.values())
 
     def check_convertible(self) -> None:
         """Raises:
-        UserError: an architecture whose names and order of rows are not known, or not a whole model.
+        UserError: an architecture whose names and order of rows are not known.
         """
         if self.architecture not in ARCHITECTURES:
             raise UserError(
                 f"{self.path} is of GGUF architecture {self.architecture}.",
                 f"Those that can be converted: {', '.join(ARCHITECTURES)}.",
             )
-        if self.fields.get("split.count", 0) > 1:
-            raise UserError(f"{self.path} is one part of several.", "Join them with llama.cpp's `gguf-split --merge`.")
 
     def config(self) -> Config:
         """What the file says, as config.json.
@@ -105,7 +124,9 @@ class GgufFile:
             for name, value in self.fields.items()
             if name.startswith(f"{self.architecture}.")
         }
-        more = [name for name in own if name.startswith(NOT_SAID)] + [ROPE_FACTORS] * (ROPE_FACTORS in self.tensors)
+        more = [name for name in own if name.startswith(NOT_SAID)] + [
+            name for name in ROPE_FACTORS if name in self.tensors
+        ]
         if known.model_type is None or more:
             why = f"`{more[0]}`" if more else f"architecture {self.architecture}"
             raise UserError(
@@ -131,6 +152,11 @@ class GgufFile:
         template = self.fields.get("tokenizer.chat_template")
         return {"chat_template.jinja": str(template).encode()} if template else {}
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it has one that transformers may build."""
+        return "tokenizer.ggml.tokens" in self.fields
+
     def space(self, wanted: Mapping[str, Box], config: Config) -> Space:
         """The tensors under Hugging Face names; those that are none of `wanted` under their own.
 
@@ -143,7 +169,7 @@ class GgufFile:
         """
         self.check_convertible()
         found: Space = {}
-        taken = {ROPE_FACTORS}
+        taken = set(ROPE_FACTORS)
         for name, (own, expert) in self._names(wanted).items():
             if own in self.tensors:
                 found[name] = self._stored(own, expert, wanted[name], self._heads(own, config))
@@ -169,6 +195,7 @@ class GgufFile:
         for name in wanted:
             expert = re.search(r"\.experts\.(\d+)\.", name)
             plain = name.replace(expert[0], ".experts.") if expert else name
+            plain = plain.replace(f"{CORRECTION}_bias", f"{CORRECTION}.bias")
             if own := table.get_name(plain, try_suffixes=(".weight", ".bias")):
                 found[name] = own, int(expert[1]) if expert else None
         return found
@@ -197,22 +224,61 @@ class GgufFile:
             dtype, row = "float32", self._shape(own)[-1]
             rows = int(np.prod(self._shape(own))) // row
             encoding, begin = Encoding(kind, begin, int(tensor.n_bytes) // rows, row), 0
+        if self._plus_one(own, kind):
+            encoding, begin = Encoding(PLUS_ONE, begin, 4 * whole[-1], whole[-1]), 0
         spec = TensorSpec(shape, dtype)
         begin += (expert or 0) * spec.nbytes
-        size = self.path.stat().st_size
+        file = self.files[own]
+        size = file.stat().st_size
         if int(tensor.data_offset) + int(tensor.n_bytes) > size:
-            raise damaged(self.path, f"`{own}` ends behind the end of the file, byte {size:,}")
+            raise damaged(file, f"`{own}` ends behind the end of the file, byte {size:,}")
         strides = row_major(shape, CARRIER[dtype].itemsize)
         boxes = _halves(shape, heads) if heads else [((0,) * len(shape), shape, 0, 1)]
         return Stored(
             spec,
             [
-                Placement(
-                    offset, box, self.path, begin + first * strides[0], (strides[0] * step, *strides[1:]), encoding
-                )
+                Placement(offset, box, file, begin + first * strides[0], (strides[0] * step, *strides[1:]), encoding)
                 for offset, box, first, step in boxes
             ],
         )
+
+    def _plus_one(self, own: str, kind: str) -> bool:
+        """Whether a tensor's numbers are stored plus one."""
+        known = ARCHITECTURES.get(self.architecture)
+        if known is None or not known.plus_one or not own.endswith("norm.weight"):
+            return False
+        if kind != "F32":
+            raise damaged(self.files[own], f"`{own}` is {kind}, where llama.cpp has F32")
+        return True
+
+
+def _parts(path: Path) -> list[Path]:
+    """All files of the model, the first one first.
+
+    Raises:
+        UserError: one is missing.
+    """
+    found = PART.fullmatch(path.name)
+    if not found:
+        return [path]
+    parts = [path.with_name(f"{found[1]}-{number:05d}-of-{found[3]}.gguf") for number in range(1, int(found[3]) + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise UserError(
+            f"{path} is one of {len(parts)} files, of which {len(missing)} are not beside it, such as {missing[0]}.",
+            "Copy all of them into one folder.",
+        )
+    return parts
+
+
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """gguf's reader, and the metadata."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        return reader, {name: field.contents() for name, field in reader.fields.items()}
+    except (OSError, *BROKEN) as error:
+        raise damaged(path, str(error) or type(error).__name__) from None
 
 
 def _halves(shape: Box, heads: int) -> Iterator[tuple[Box, Box, int, int]]:

@@ -37,7 +37,24 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe": "exp_probs_b",
 }
+GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.\d+\.(\w+)\.weight")
+KINDS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+PLUS_ONE = ("gemma2", "gemma3", "nemotron")
+"""Architectures whose norms llama.cpp's converter adds one to."""
 CASES = [
     ("llama", "llama", "F32"),
     ("llama3-tied-bias", "llama", "F16"),
@@ -45,13 +62,23 @@ CASES = [
     ("qwen3-tied", "qwen3", "Q8_0"),
     ("llama", "llama", "Q4_0"),
     ("qwen3-moe", "qwen3moe", "Q8_0"),
+    ("qwen2-moe", "qwen2moe", "Q8_0"),
+    ("gemma2", "gemma2", "Q8_0"),
+    ("gemma3", "gemma3", "F16"),
+    ("nemotron-bias", "nemotron", "F32"),
+    ("phi3", "phi3", "Q4_0"),
+    ("minimax-m2", "minimax-m2", "BF16"),
 ]
+SAID = ("llama", "qwen2", "qwen3")
+"""Architectures of which a file says all that config.json has to say."""
 
 
-def ggml_name(name: str) -> str:
+def ggml_name(name: str, architecture: str = "llama") -> str:
+    names = NAMES | (GEMMA_NAMES if architecture.startswith("gemma") else {})
     stem, _, kind = name.rpartition(".")
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    return f"blk.{layer[1]}.{NAMES[layer[2]]}.{kind}" if layer else f"{NAMES[stem]}.{kind}"
+    kind = kind.removeprefix("e_score_correction_")
+    return f"blk.{layer[1]}.{names[layer[2]]}.{kind}" if layer else f"{names[stem]}.{kind}"
 
 
 def in_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -59,13 +86,20 @@ def in_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write(file: Path, hf: Path, architecture: str, kind: str) -> dict[str, np.ndarray]:
-    """A GGUF file of a Hugging Face folder, and the float32 numbers that are then in it."""
+def write(
+    file: Path, hf: Path, architecture: str, kind: str, more: Callable[[Any], object] | None = None, **split: Any
+) -> dict[str, np.ndarray]:
+    """A GGUF file of a Hugging Face folder, and the float32 numbers that are then in it.
+
+    `more` adds metadata; `split` is how gguf is to split it.
+    """
     from gguf.quants import dequantize, quantize
 
     config, stored = checkpoint.read_config(hf), open_folder(hf)
     tensors = {name: np.array(stored.array(name)) for name in stored.tensors}
-    writer = gguf.GGUFWriter(file, architecture)
+    writer = gguf.GGUFWriter(file, architecture, **split)
+    if more is not None:
+        more(writer)
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     head = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_block_count(config["num_hidden_layers"])
@@ -75,24 +109,30 @@ def write(file: Path, hf: Path, architecture: str, kind: str) -> dict[str, np.nd
     writer.add_head_count_kv(groups)
     writer.add_key_length(head)
     writer.add_context_length(config["max_position_embeddings"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-5))
+    writer.add_rope_freq_base(config["rope_parameters"].get("rope_theta", 1e4))
     if "rope_type" in config["rope_parameters"] and config["rope_parameters"]["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", np.ones(head // 2, np.float32))
     found: dict[str, np.ndarray] = {}
     experts: dict[tuple[str, str], list[np.ndarray]] = {}
     for name, numbers in tensors.items():
+        if architecture in PLUS_ONE and name.endswith("norm.weight"):
+            numbers = numbers + np.float32(1)
+        if name.endswith("shared_expert_gate.weight"):
+            numbers = numbers[0]
         own = kind if numbers.ndim > 1 and numbers.shape[-1] % 32 == 0 else "F32"
         quantised = quantize(numbers, gguf.GGMLQuantizationType[own]) if own != "F32" else numbers
-        found[name] = dequantize(quantised, gguf.GGMLQuantizationType[own]).reshape(numbers.shape)
-        if expert := re.fullmatch(r"model\.layers\.(\d+)\.mlp\.experts\.\d+\.(\w+)_proj\.weight", name):
-            experts.setdefault((f"blk.{expert[1]}.ffn_{expert[2]}_exps.weight", own), []).append(quantised)
+        found[name] = dequantize(quantised, gguf.GGMLQuantizationType[own]).reshape(stored.tensors[name].shape)
+        if architecture in PLUS_ONE and name.endswith("norm.weight"):
+            found[name] = found[name] - np.float32(1)
+        if expert := EXPERT.fullmatch(name):
+            experts.setdefault((f"blk.{expert[1]}.ffn_{KINDS[expert[2]]}_exps.weight", own), []).append(quantised)
             continue
         for part, count in ((".q_proj", heads), (".k_proj", groups)):
             if architecture == "llama" and part in name:
                 quantised = in_pairs(quantised, count)
         raw = None if own == "F32" else gguf.GGMLQuantizationType[own]
-        writer.add_tensor(ggml_name(name), quantised, raw_dtype=raw)
+        writer.add_tensor(ggml_name(name, architecture), quantised, raw_dtype=raw)
     for (name, own), members in experts.items():
         raw = None if own == "F32" else gguf.GGMLQuantizationType[own]
         writer.add_tensor(name, np.stack(members), raw_dtype=raw)
@@ -115,7 +155,7 @@ def test_there_and_back(
 ) -> None:
     hf = tiny_model(name)
     expected = write(tmp_path / "model.gguf", hf, architecture, kind)
-    given = Options(config=hf) if name in ("llama3-tied-bias", "qwen3-moe") else None
+    given = None if architecture in SAID and name != "llama3-tied-bias" else Options(config=hf)
     convert(tmp_path / "model.gguf", tmp_path / "hf", to="hf", options=given)
     convert(tmp_path / "model.gguf", tmp_path / "megatron", options=given)
     convert(tmp_path / "megatron", tmp_path / "back")
@@ -126,6 +166,91 @@ def test_there_and_back(
             assert np.array_equal(found[key], wanted), key
     stored = {spec.dtype for spec in open_folder(tmp_path / "hf").tensors.values()}
     assert stored == {"F16": {"float16", "float32"}, "BF16": {"bfloat16", "float32"}}.get(kind, {"float32"})
+
+
+@pytest.mark.parametrize(("name", "architecture", "kind"), [case for case in CASES if case[1] not in SAID])
+def test_transformers_reads_the_same(
+    name: str, architecture: str, kind: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its own decoding, bit for bit, of the architectures whose tensors are not just Hugging Face's."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    file, hf = tmp_path / "model.gguf", tiny_model(name)
+    write(file, hf, architecture, kind)
+    convert(file, tmp_path / "hf", to="hf", options=Options(config=hf))
+    ours = numbers(tmp_path / "hf")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(hf))
+    theirs = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model)["tensors"]
+    compared = 0
+    for key, tensor in theirs.items():
+        wanted = tensor.float().numpy()
+        if key in ours:
+            assert np.array_equal(ours[key], wanted), key
+            compared += 1
+        elif key.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stem, kinds = key.rpartition(".")[0], ("gate", "up") if key.endswith("gate_up_proj") else ("down",)
+            stem = stem.replace("mlp", "block_sparse_moe") if architecture == "minimax-m2" else stem
+            parts = [own for kind in kinds for own in KINDS if KINDS[own] == kind and f"{stem}.0.{own}.weight" in ours]
+            each = [np.concatenate([ours[f"{stem}.{n}.{part}.weight"] for part in parts]) for n in range(len(wanted))]
+            assert np.array_equal(np.stack(each), wanted), key
+            compared += len(parts) * len(wanted)
+    assert compared > 0.9 * len(ours)
+
+
+def test_a_model_in_several_files(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    expected = write(tmp_path / "model.gguf", tiny_model("qwen3-tied"), "qwen3", "Q8_0", split_max_tensors=20)
+    files = sorted(tmp_path.glob("*.gguf"))
+    assert [file.name for file in files] == [f"model-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
+    for number, file in enumerate(files):
+        convert(file, tmp_path / f"hf{number}", to="hf")
+        found = numbers(tmp_path / f"hf{number}")
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert any(f"{len(expected)} tensors" in line and "in 3 files" in line for line in contents(files[1]))
+    files[2].rename(tmp_path / "elsewhere.gguf")
+    for file in (files[0], tmp_path / "elsewhere.gguf"):
+        with pytest.raises(UserError, match=r"is one of 3 files"):
+            convert(file, tmp_path / "x")
+
+
+def test_the_tokenizer_comes_along(good: tuple[Path, Path], tmp_path: Path) -> None:
+    """transformers builds it; the export of the Megatron checkpoint then works alone."""
+    from transformers import AutoTokenizer
+
+    hf = good[0]
+    original = AutoTokenizer.from_pretrained(hf)
+
+    def more(writer: Any) -> None:
+        said = json.loads((hf / "tokenizer.json").read_text())["model"]
+        tokens = sorted(said["vocab"], key=said["vocab"].get)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(tokens)
+        writer.add_token_types([1] * len(tokens))
+        writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in said["merges"]])
+        writer.add_bos_token_id(5)
+        writer.add_eos_token_id(6)
+        writer.add_chat_template("{{ messages }}")
+
+    write(tmp_path / "model.gguf", hf, checkpoint.read_config(hf)["model_type"], "F32", more)
+    convert(tmp_path / "model.gguf", tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "hf")
+    ours = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = "In the beginning God created the heaven and the earth."
+    assert ours.encode(text, add_special_tokens=False) == original.encode(text, add_special_tokens=False)
+    assert (ours.bos_token_id, ours.eos_token_id, ours.chat_template) == (5, 6, "{{ messages }}")
+
+
+def test_a_tokenizer_that_transformers_cannot_build(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.gguf"
+    write(file, tiny_model("qwen2-tied"), "qwen2", "F32", lambda writer: writer.add_token_list(["a", "b"]))
+    convert(file, tmp_path / "hf", to="hf")
+    assert "without a tokenizer: transformers cannot build that of" in capsys.readouterr().out
+    assert not (tmp_path / "hf" / "tokenizer.json").exists()
 
 
 def test_config_of_what_the_file_says(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
