@@ -12,7 +12,7 @@ import pytest
 from swift_mega.base import hub
 from swift_mega.base.errors import UserError
 from swift_mega.base.hub import resolve_model
-from tests.support.hub_server import HubServer, commit
+from tests.support.hub_server import HubServer, commit, point_clients_at
 
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
 MAIN = {
@@ -41,17 +41,7 @@ def server() -> Iterator[HubServer]:
 @pytest.fixture(params=["", "ms::"], ids=["huggingface", "modelscope"])
 def prefix(request: pytest.FixtureRequest, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The prefix of ids on a hub, its client pointed at the stand-in and at an empty cache."""
-    if request.param == "ms::":
-        pytest.importorskip("modelscope_hub", reason="the extra `modelscope` is not installed")
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
-        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
-    files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    return str(request.param)
+    return point_clients_at(server, request.param, tmp_path, monkeypatch)
 
 
 def names(folder: Path) -> list[str]:

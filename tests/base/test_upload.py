@@ -9,7 +9,7 @@ import pytest
 
 from swift_mega.base.errors import UserError
 from swift_mega.base.upload import Repository, repository
-from tests.support.hub_server import Files, HubServer
+from tests.support.hub_server import Files, HubServer, log_in, point_clients_at
 
 SHARDED = {
     "config.json": b'{"model_type": "llama"}',
@@ -41,18 +41,8 @@ def server() -> Iterator[HubServer]:
 @pytest.fixture(params=["", "ms::"], ids=["huggingface", "modelscope"])
 def prefix(request: pytest.FixtureRequest, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The prefix of ids on a hub, its client pointed at the stand-in, with a token."""
-    if request.param == "ms::":
-        pytest.importorskip("modelscope_hub", reason="the extra `modelscope` is not installed")
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
-        monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret")
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    # Xet's storage is out of reach of a stand-in; without it large files go the way of git-lfs.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    return str(request.param)
+    log_in("secret", monkeypatch)
+    return point_clients_at(server, request.param, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 
@@ -21,7 +20,7 @@ from swift_mega.base import lock
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main
 from tests.support import cli
-from tests.support.hub_server import HubServer
+from tests.support.hub_server import HubServer, log_in, point_clients_at
 
 from .reshape import load
 
@@ -48,14 +47,12 @@ def test_padding_must_be_positive(option: str, hf_model: Callable[[str], Path], 
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A stand-in for Hugging Face on this machine, and the token of somebody who is called `me`."""
     with HubServer({}).running() as server:
         server.tokens = {"secret": "me"}
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "secret")
+        point_clients_at(server, "", tmp_path, monkeypatch)
+        log_in("secret", monkeypatch)
         yield server
 
 

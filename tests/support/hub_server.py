@@ -20,8 +20,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+import huggingface_hub.constants
+import pytest
 
 Files = dict[str, bytes]
 
@@ -268,3 +272,33 @@ def _is_large(path: str) -> bool:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def point_clients_at(server: HubServer, prefix: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Point the clients of the hub whose ids begin with `prefix` at the stand-in and at empty caches in `folder`.
+
+    Returns:
+        `prefix`.
+    """
+    if prefix == "ms::":
+        pytest.importorskip("modelscope_hub", reason="the extra `modelscope` is not installed")
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(folder / "cache"))
+        monkeypatch.setenv("MODELSCOPE_HOME", str(folder / "home"))
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    # Xet's storage is out of reach of a stand-in; without it large files go the way of git-lfs.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "none"))
+    return prefix
+
+
+def log_in(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the clients of both hubs have a token."""
+    for variable in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+        monkeypatch.setenv(variable, token)
