@@ -80,8 +80,10 @@ def open_peft(
     if set_aside and not allow_unmapped:
         raise UserError(
             f"{path} holds what Megatron has no place for: {some(set(set_aside))}.",
-            "LoRA of linear layers and of experts converts, and whole weights (modules_to_save); LoRA of embeddings "
-            "does not. --allow-unmapped keeps the rest in a file beside; the way back restores it.",
+            "LoRA of linear layers and of experts converts, and whole weights (modules_to_save); not LoRA of "
+            "embeddings, nor of layers that Megatron has in parts (in_proj of Mamba and of gated delta nets). "
+            f"`swift-mega convert BASE DST --adapter {path}` merges these, too; --allow-unmapped keeps them in a file "
+            "beside, and the way back restores them.",
         )
     placed = {name: stored for name, stored in tensors.items() if name not in set_aside}
     _check_shapes(path, placed, adaptable)

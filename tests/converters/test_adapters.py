@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from converters.options import Options
 from converters.stores.torch_dist import open_checkpoint
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main
-from tests.support import tiny
+from tests.support import adapters, tiny
 from tests.support.adapters import ADAPTERS, Adapter, tiny_name
 from tests.support.space import assembled
 
@@ -63,8 +64,29 @@ def test_what_megatron_has_in_parts_is_not_adapted(tensor: str, adapter: Adapter
     shape = (144, 32) if "qkvz" in tensor else (2, 32)
     tensors = _tensors(adapter("gated")) | {name: torch.ones(shape)}
     save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=f"holds what Megatron has no place for: `{name}`"):
+    with pytest.raises(UserError, match=f"holds what Megatron has no place for: `{name}`") as error:
         convert(tmp_path / "adapter", tmp_path / "megatron")
+    assert "in parts (in_proj of Mamba and of gated delta nets)" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("base", "targets"), [("qwen3-next", ["in_proj_qkvz", "in_proj_ba"]), ("llama", ["embed_tokens"])]
+)
+def test_what_cannot_be_converted_can_be_merged_as_its_error_says(
+    base: str, targets: list[str], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    import peft
+    import transformers
+
+    folder = adapters.adapt(tiny_model(base), tmp_path / "adapter", target_modules=targets, r=2)
+    with pytest.raises(UserError, match=rf"--adapter {folder}` merges these, too"):
+        convert(folder, tmp_path / "megatron")
+    convert(tiny_model(base), tmp_path / "merged", to="hf", options=Options(adapter=folder))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model(base))
+    expected = peft.PeftModel.from_pretrained(model, folder).merge_and_unload().state_dict()
+    found = load(tmp_path / "merged")
+    for name in (name for name in found if any(target in name for target in targets)):
+        torch.testing.assert_close(found[name], expected[name])
 
 
 def test_only_the_config_of_the_base_is_needed(adapter: Adapter, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_mistakes(adapter: Adapter, tmp_path: Path) -> None:
     assert "The adapter is of another model" in refusal(adapter("every-linear").parent / "base", adapter("attention"))
     assert "no adapter as PEFT saves it" in refusal(base, base)
     assert "which is no layer of the base" in refusal(base, adapter("latent"))
-    assert "is an adapter itself" in refusal(adapter("attention"), adapter("attention"))
+    assert "--adapter means nothing for" in refusal(adapter("attention"), adapter("attention"))
     whole = changed("attention", modules_to_save=["embed_tokens"])
     tensors = {"base_model.model.model.embed_tokens.weight": load(base)["model.embed_tokens.weight"]}
     save_file(tensors, whole / "adapter_model.safetensors", metadata={"format": "pt"})
