@@ -76,6 +76,23 @@ def test_mamba_has_no_virtual_stages(tiny_model: TinyModel, tmp_path: Path) -> N
             convert(tiny_model(name), tmp_path / "x", to="legacy", options=Options(target_pp=2, target_vpp=2))
 
 
+def test_mtp_of_nemotron_h_is_kept_beside(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """transformers leaves these tensors alone, and megatron-core's MambaModel has no such layers."""
+
+    def with_more(tensors: Tensors) -> Tensors:
+        return tensors | {
+            "mtp.layers.0.enorm.weight": torch.rand(32),
+            "mtp.layers.0.eh_proj.weight": torch.rand(32, 64),
+        }
+
+    folder = changed(tiny_model("nemotron-h"), tmp_path / "mtp", with_more)
+    with pytest.raises(UserError, match=r"without a place: `mtp\.layers\.0\.eh_proj"):
+        convert(folder, tmp_path / "megatron")
+    convert(folder, tmp_path / "megatron", options=Options(allow_unmapped=True))
+    convert(tmp_path / "megatron", tmp_path / "hf")
+    assert_same_model(folder, tmp_path / "hf")
+
+
 def test_a_rank_has_its_share_of_each_part(tiny_model: TinyModel, tmp_path: Path) -> None:
     """Order of a rank's projection: megatron.core.ssm.mamba_mixer, `# z x B C dt`."""
     convert(tiny_model("mamba2"), tmp_path / "legacy", to="legacy", options=Options(target_tp=2))
