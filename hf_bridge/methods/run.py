@@ -36,11 +36,15 @@ from hf_bridge.methods.callbacks import (
 from hf_bridge.methods.config import TuneConfig
 from hf_bridge.methods.method import Method, Setup
 from hf_bridge.methods.output import Outcome
-from hf_bridge.models.load import load_model
+from hf_bridge.models.load import load_model, read_raw_config
+from hf_bridge.models.quantisation import check_trains
+from hf_bridge.models.recognise import recognise
 from hf_bridge.templates.encoding import Encoder, encoder
 from hf_bridge.tuners.chosen import tuners_of
 from hf_bridge.tuners.tuned import TunedModel, prepare_model
 from swift_mega.base.console import counted, is_main, say
+from swift_mega.base.errors import UserError
+from swift_mega.base.hub import resolve_model
 from swift_mega.base.metrics import MetricsWriter
 from swift_mega.data.tokenizer import load_tokenizer
 from swift_mega.parallel.agree import on_main
@@ -70,9 +74,18 @@ def run(config: TuneConfig, method: Method, callbacks: Sequence[Any] = ()) -> Ou
 
 
 def resolved(config: TuneConfig, method: Method) -> TuneConfig:
-    """The configuration with what the method says where it is silent."""
+    """The configuration with what the method says where it is silent.
+
+    Raises:
+        UserError: options that exclude each other.
+    """
+    if config.loading.quantization is not None:
+        check_trains(config.loading.quantization)
+    if config.loading.qat is not None and config.tuner != "full":
+        raise UserError(
+            f"`loading.qat` trains the model's own weights, and the tuner is `{config.tuner}`.", "Give `--tuner full`."
+        )
     length = replace(config.length, long_rows=config.length.long_rows or method.long_rows)
-    # A preference has answers of its own, which no other template could take the place of.
     text = replace(config.text, template=config.text.template or method.template)
     return replace(config, length=length, text=text)
 
@@ -80,13 +93,21 @@ def resolved(config: TuneConfig, method: Method) -> TuneConfig:
 def prepared(config: TuneConfig, method: Method) -> tuple[Setup, dict[str, Any]]:
     """The setup without a model, and the data by the option that names it: `dataset`, and `val_dataset` or none."""
     rows = on_main(lambda: load_rows(config.data, answers=method.answers))
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.loading.trust_remote_code)
+    folder = on_main(lambda: resolve_model(config.model, config.loading.revision, weights=False))
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=config.loading.trust_remote_code)
+    template = on_main(lambda: _template(config, folder, tokenizer))
+    config = replace(config, text=replace(config.text, template=template))
     setup = Setup(config, tokenizer, encoder_of(config, tokenizer))
     parts = {"dataset": rows.train, "val_dataset": rows.valid}
     found = {name: part for name, part in parts.items() if part is not None}
     # The main process first, so that it alone reports; the others find what it has made.
     data = {name: _main_first(lambda part=part: method.dataset(setup, part)) for name, part in found.items()}
     return setup, data
+
+
+def _template(config: TuneConfig, folder: Path, tokenizer: Any) -> str | None:
+    """The declared template; None: the tokenizer's own."""
+    return recognise(config.model, read_raw_config(folder), tokenizer).template(config.text.template)
 
 
 def encoder_of(config: TuneConfig, tokenizer: Any) -> Encoder:

@@ -78,9 +78,7 @@ def finished(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"train": {"resume": "nowhere"}}, None),
     ],
 )
-def test_another_run_is_refused(
-    changes: dict[str, Any], message: str | None, ground: Ground, finished: Path
-) -> None:
+def test_another_run_is_refused(changes: dict[str, Any], message: str | None, ground: Ground, finished: Path) -> None:
     config = ground.config(str(finished), **{**changes, "train": {"max_steps": 1, **changes.get("train", {})}})
     if message is None:
         assert sft(config).step == 1, "its own checkpoints win over a path elsewhere"
