@@ -28,7 +28,7 @@ from hf_bridge.data.rows import Rows
 from hf_bridge.data.store import Store, default_cache
 from hf_bridge.methods.method import Setup
 from hf_bridge.templates.encoding import Encoder
-from hf_bridge.templates.truncation import Fitting
+from hf_bridge.templates.truncation import Fitting, Policy
 from swift_mega.base import pool
 from swift_mega.base.console import counted, progress, say
 from swift_mega.base.errors import UserError
@@ -112,7 +112,7 @@ class Examples(Sequence[Any]):
         with (folder / "examples.bin").open("rb") as file:
             empty = os.fstat(file.fileno()).st_size == 0
             self._bytes: mmap.mmap | bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(kind)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Examples, (self.folder, self.kind)
@@ -224,7 +224,7 @@ class _Work:
 
     def piece(self, numbers: range) -> _Piece:
         # With `raise` all of them are looked at before it ends.
-        policy = "drop" if self.length.long_rows == "raise" else self.length.long_rows
+        policy: Policy = "drop" if self.length.long_rows == "raise" else self.length.long_rows
         fitting, counts, data = Fitting(self.length.max_length, policy), Counts(), list[bytes]()
         index = []
         for number in numbers:

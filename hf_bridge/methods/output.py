@@ -64,11 +64,14 @@ def run_folder(config: TuneConfig, method: str, datasets: Mapping[str, Any] | No
     Args:
         datasets: what is trained on, by the option that names it. None: whether it has changed is not looked at.
     """
-    named = None if datasets is None else datasets.items()
+
+    def prints() -> list[tuple[str, str]]:
+        return [(name, str(getattr(found, "fingerprint", ""))) for name, found in (datasets or {}).items()]
+
     return RunFolder(
         config,
         identity=_identity,
-        fingerprints=named and (lambda: [(name, str(getattr(found, "fingerprint", ""))) for name, found in named]),
+        fingerprints=None if datasets is None else prints,
         resume=("train.resume", config.train.resume),
         begin_anew="as its data is not that of this one.",
         kind=f"swift-mega bridge {method}",
@@ -137,7 +140,7 @@ def resume_folder(config: TuneConfig) -> Path | None:
         # A path elsewhere is where the run begins; once it has checkpoints of its own they win.
         if resume not in ("auto", "never") and (not own or Path(resume).resolve() in [path.resolve() for path in own]):
             return _asked_for(Path(resume))
-        faults = []
+        faults = list[str]()
         for folder in reversed(own):
             if not (why := fault(folder)):
                 for what in faults:

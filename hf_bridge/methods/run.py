@@ -6,6 +6,7 @@ Read it top-down; each helper is one arrow. What differs between methods is a `M
 """
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -59,6 +60,9 @@ def run(config: TuneConfig, method: Method, callbacks: Sequence[Any] = ()) -> Ou
     """
     joined_before = dist.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=True)
+    if not torch.cuda.is_available():
+        # Or it would be `cpu:0` in a job of several processes, where torch does not load an optimizer to.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     PartialState(cpu=not torch.cuda.is_available())  # joins the job, if there is one
     try:
         config = resolved(config, method)

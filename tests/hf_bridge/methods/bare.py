@@ -53,7 +53,7 @@ def train(config: TuneConfig, model: Any, epochs: int) -> tuple[list[float], lis
     losses, norms = [], []
     for rows in steps:
         sums = [loss_sums(model, row) for row in rows]
-        loss = sum(loss for loss, _ in sums) / sum(weight for _, weight in sums)
+        loss = torch.stack([loss for loss, _ in sums]).sum() / sum(weight for _, weight in sums)
         optimizer.zero_grad()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.train.max_grad_norm)))
@@ -67,7 +67,7 @@ def held_out_loss(model: Any, rows: list[Encoded]) -> float:
     """Σ w·ce ÷ Σ w."""
     with torch.no_grad():
         sums = [loss_sums(model, row) for row in rows]
-    return float(sum(loss for loss, _ in sums)) / float(sum(weight for _, weight in sums))
+    return float(sum(loss for loss, _ in sums)) / sum(weight for _, weight in sums)
 
 
 def plain_model(config: TuneConfig) -> Any:

@@ -16,7 +16,7 @@ from swift_mega.base.errors import UserError
 from tests.hf_bridge.methods.runs import Ground, series
 
 
-class Interrupted(TrainerCallback):  # type: ignore[misc]
+class Interrupted(TrainerCallback):
     """A person who stops the run in a step."""
 
     def __init__(self, step: int) -> None:

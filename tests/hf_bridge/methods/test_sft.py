@@ -20,7 +20,7 @@ NO_OPTIONS = {"rank": None, "alpha": None, "dropout": None}
 """`full` has none of those."""
 
 
-class Start(TrainerCallback):  # type: ignore[misc]
+class Start(TrainerCallback):
     """The weights before the first step."""
 
     def on_train_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
