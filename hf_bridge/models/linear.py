@@ -20,6 +20,8 @@ def linear_names(model: Any) -> list[str]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer, of torch or of a library that quantises."""
+    if isinstance(module, nn.Linear):
+        return True
     sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     return all(isinstance(size, int) for size in sizes) and not any(module.children())
 

@@ -136,7 +136,7 @@ QAT = {
 
 REFUSED = {
     "bnb-int8": "bitsandbytes rounds activations there, too, and has no function that rounds both for training",
-    "eetq": "its kernels only multiply, and say nothing of how they round",
+    "eetq": "it rounds in kernels for GPUs that come from a hub, and has not been tried",
 }
 """Name → why there is no training for it."""
 

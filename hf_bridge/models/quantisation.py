@@ -231,10 +231,18 @@ def check_saved(config: Any, folder: Any, asked: str | None) -> None:
 
 
 def check_packages(what: str, packages: tuple[str, ...], install: str) -> None:
-    """What needs them says so, and how to install them, where they are not there."""
+    """Whether packages are there.
+
+    Args:
+        what: what they are for.
+        install: the command that brings them.
+
+    Raises:
+        UserError: some are not.
+    """
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(f"{what} needs {' and '.join(missing)}, not installed here.", install)
+        raise UserError(f"not installed, for {what}: {', '.join(missing)}.", install)
 
 
 def quantise(model: Any, asked: Quantisation, dtype: torch.dtype) -> None:

@@ -23,7 +23,7 @@ FOLDER = ("folder",)
 TABLE_2 = {
     "BNB": Support(("bnb-nf4", "bnb-fp4"), ("bnb-nf4", "bnb-fp4", "bnb-int8"), ptq=True),
     "HQQ": Support(("hqq-8", "hqq-4", "hqq-3", "hqq-2"), ("hqq-8", "hqq-4", "hqq-3", "hqq-2", "hqq-1")),
-    "EETQ": Support("its kernels only multiply, and say nothing of how they round", ("eetq",)),
+    "EETQ": Support("it rounds in kernels for GPUs that come from a hub, and has not been tried", ("eetq",)),
     "AWQ": Support((), FOLDER, ptq=True),
     "GPTQ": Support((), FOLDER, ptq=True),
     "AQLM": Support((), FOLDER),

@@ -61,6 +61,12 @@ def test_download_fetches_what_is_needed_and_no_code(server: HubServer, prefix: 
     assert (folder / "model-2.safetensors").read_bytes() == b"second"
 
 
+def test_code_is_fetched_where_it_is_asked_for(server: HubServer, prefix: str) -> None:
+    resolve_model(f"{prefix}org/tiny")
+    folder = resolve_model(f"{prefix}org/tiny", code=True)
+    assert names(folder) == sorted([*WANTED, "modeling_own.py"])
+
+
 def test_a_revision(server: HubServer, prefix: str) -> None:
     assert b"old" in (resolve_model(f"{prefix}org/tiny", "v1") / "config.json").read_bytes()
     assert b"llama" in (resolve_model(f"{prefix}org/tiny") / "config.json").read_bytes()
