@@ -1,7 +1,7 @@
 """Tuners in the weights themselves: computed in double precision, rounded once, in a model of its own.
 
-PEFT merges in place and in the weights' own dtype: in bf16 the update is rounded, then the sum, and what was there is
-gone. Here each layer is copied to fp64 with all that lies in it, PEFT's own formula is computed there, and the sum
+PEFT merges in place, in the dtype of the adapter: a bf16 one's update is rounded before the sum is, and what was there
+is gone. Here each layer is copied to fp64 with all that lies in it, PEFT's own formula is computed there, and the sum
 rounded to the dtype of the base. What is not changed is shared with the source, which stays as it is.
 """
 
