@@ -17,25 +17,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Options that fit a model of 32 channels."""
 
-OF_PEFT = [
-    "lora",
-    "dora",
-    "rslora",
-    "lora+",
-    "pissa",
-    "olora",
-    "adalora",
-    "ia3",
-    "boft",
-    "vera",
-    "fourierft",
-    "loha",
-    "lokr",
-    "prompt",
-    "prefix",
-    "p-tuning",
-]
-PROMPTS = ("prompt", "prefix", "p-tuning")
+PLAIN_LORA = ["lora", "dora", "rslora", "lora+", "pissa", "olora"]
+OTHERS = ["adalora", "ia3", "boft", "vera", "fourierft", "loha", "lokr"]
+PROMPTS = ["prompt", "prefix", "p-tuning"]
+OF_PEFT = [*PLAIN_LORA, *OTHERS, *PROMPTS]
 
 
 def config_of(kind: str, **options: Any) -> Any:
