@@ -12,7 +12,7 @@ from swift_mega.base.errors import UserError, nearest
 _FIELDS = {
     "target_modules": ("target_modules",),
     "modules_to_save": ("modules_to_save",),
-    "rank": ("r", "rank", "init_r"),
+    "rank": ("target_r", "r", "rank"),
     "alpha": ("lora_alpha", "alpha"),
     "dropout": ("lora_dropout", "vera_dropout", "boft_dropout", "dropout"),
     "freeze": ("freeze",),
@@ -88,6 +88,8 @@ def _config(kind: Tuner, options: TuningConfig) -> Any:
     for name, value in _given(options).items():
         if field := next((one for one in _FIELDS[name] if one in own), None):
             values[field] = _targets(value) if name == "target_modules" else value
+            if field == "target_r":
+                values["init_r"] = -(-3 * value // 2)  # AdaLoRA begins with 1.5 times the rank that it ends with
     values |= {name: value for name, value in options.tuner_options.items() if name in own}
     try:
         return kind.config(**values)

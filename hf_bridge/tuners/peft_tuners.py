@@ -12,11 +12,11 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_bridge.tuners.activation import Activation
-from hf_bridge.tuners.adalora import AdaLoraCallback
+from hf_bridge.tuners.adalora import WHEN_TRAINING_BEGINS, AdaLoraCallback, averages
 from hf_bridge.tuners.folder import check_fit
 from hf_bridge.tuners.peft_guidance import guide_layers, guide_model
 from hf_bridge.tuners.targets import ALL_LINEAR, IN_TUNERS, linear_names, names_of
@@ -24,6 +24,8 @@ from hf_bridge.tuners.tuner import Attached, Tuner
 from swift_mega.base.errors import UserError
 
 WEIGHTS = "adapter_model.safetensors"
+TRAINING = "training.safetensors"
+"""Beside PEFT's files where these are not enough to train on."""
 
 _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
@@ -125,8 +127,14 @@ class PeftAttached(Attached):
         base = type(self.model)
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         config.save_pretrained(str(folder), auto_mapping_dict=None if config.task_type else mapping)
+        if self._leaves_out and not self.peft_config.inference_mode:
+            state = {name: tensor.detach().contiguous().clone() for name, tensor in self._training_state().items()}
+            save_file(state, folder / TRAINING)
 
     def load(self, folder: Path) -> None:
+        if self._leaves_out and not self.peft_config.inference_mode:
+            self._load_training_state(folder)
+            return
         saved = load_peft_weights(str(folder), device="cpu")
         own = self._state()
         if not getattr(self.peft_config, "rank_pattern", None):  # AdaLoRA's matrices take the shapes that it found
@@ -134,6 +142,34 @@ class PeftAttached(Attached):
         nested = {_plain(key): key for key in own}
         saved = {nested[key]: tensor for key, tensor in saved.items()}
         set_peft_model_state_dict(self.host, saved, adapter_name=self.name)
+
+    @property
+    def _leaves_out(self) -> bool:
+        """PEFT saves what an encoder computes instead of the encoder, and AdaLoRA's matrices without what is masked."""
+        config = self.peft_config
+        encoder = config.peft_type == "P_TUNING" or getattr(config, "prefix_projection", False)
+        return bool(encoder) or config.peft_type == "ADALORA"
+
+    def _training_state(self) -> dict[str, torch.Tensor]:
+        """All that training goes on from."""
+        state: dict[str, torch.Tensor] = dict(self.parameters())
+        if isinstance(self.peft_config, peft.AdaLoraConfig):
+            state |= averages(self.host)
+        return {_plain(name).replace(f".{self.name}", ""): tensor for name, tensor in state.items()}
+
+    def _load_training_state(self, folder: Path) -> None:
+        if not (folder / TRAINING).is_file():
+            raise UserError(
+                f"{folder} has no {TRAINING}: what it has is what `{self.name}` computes, not what it is trained by.",
+                "Load it to be used: trainable=False.",
+            )
+        if isinstance(self.peft_config, peft.AdaLoraConfig):
+            self.peft_config.rank_pattern = load_config(folder).rank_pattern
+        saved, own = load_file(folder / TRAINING), self._training_state()
+        check_fit(folder / TRAINING, saved, own)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
 
     def callbacks(self) -> list[Any]:
         return [AdaLoraCallback(self.host)] if isinstance(self.peft_config, peft.AdaLoraConfig) else []
@@ -247,7 +283,12 @@ def _declared() -> Iterator[Tuner]:
         ("pissa", peft.LoraConfig, "PiSSA, arXiv:2404.02948", {**lora, "init_lora_weights": "pissa"}),
         ("olora", peft.LoraConfig, "OLoRA, arXiv:2406.01775", {**lora, "init_lora_weights": "olora"}),
         ("loftq", peft.LoraConfig, "LoftQ, arXiv:2310.08659", {**lora, "init_lora_weights": "loftq"}),
-        ("adalora", peft.AdaLoraConfig, "AdaLoRA, arXiv:2303.10512", {**linear, "lora_alpha": 32, "total_step": 1}),
+        (
+            "adalora",
+            peft.AdaLoraConfig,
+            "AdaLoRA, arXiv:2303.10512",
+            {**linear, "lora_alpha": 32, "total_step": WHEN_TRAINING_BEGINS},
+        ),
         ("ia3", peft.IA3Config, "(IA)³, arXiv:2205.05638", {}),
         ("boft", peft.BOFTConfig, "BOFT, arXiv:2311.06243", linear),
         ("vera", peft.VeraConfig, "VeRA, arXiv:2310.11454", linear),

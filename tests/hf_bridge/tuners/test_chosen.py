@@ -43,6 +43,8 @@ def test_options_of_all_go_where_a_tuner_has_them() -> None:
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (4, 2.0, 0.0, {"q_proj", "v_proj"})
     loha = tuners_of("loha", TuningConfig(rank=4, alpha=2.0))["default"]
     assert (loha.r, loha.alpha) == (4, 2.0)
+    adalora = tuners_of("adalora", TuningConfig(rank=6))["default"]
+    assert (adalora.target_r, adalora.init_r) == (6, 9)
     assert tuners_of("vera", TuningConfig())["default"].r == peft.VeraConfig().r
     assert (
         tuners_of("lora", TuningConfig(target_modules=[r".*\.(q|v)_proj"]))["default"].target_modules

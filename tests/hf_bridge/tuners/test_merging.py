@@ -37,6 +37,7 @@ def test_bf16_is_rounded_once(llama: Any) -> None:
     merged = tuned.merged("mine")
     ours = merged.model.get_submodule(LAYER).weight
     assert ours.dtype == torch.bfloat16
+    assert isinstance(ours, torch.Tensor)
     assert torch.equal(ours, exact.to(torch.bfloat16))
 
     theirs = tuned_with(in_place, mine="lora")

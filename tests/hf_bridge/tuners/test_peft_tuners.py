@@ -137,17 +137,49 @@ def test_lora_plus_rates(llama: Any) -> None:
 def test_adalora_moves_rank_while_it_trains(llama: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
-    config = config_of("adalora", init_r=4, target_r=2, tinit=1, tfinal=1, deltaT=1, total_step=5)
+    plain, other = copy.deepcopy(llama), copy.deepcopy(llama)
+    config = config_of("adalora", init_r=4, target_r=2, tinit=1, tfinal=1, deltaT=1)
     tuned = prepare_model(llama, {"default": config})
     rows = [{"input_ids": row, "labels": row} for row in ids] * 5
     arguments = TrainingArguments(
-        str(tmp_path), max_steps=5, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True
+        str(tmp_path / "run"), max_steps=5, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True
     )
     Trainer(tuned.model, arguments, train_dataset=rows, callbacks=tuned.callbacks()).train()
-    masked = sum(int((one == 0).sum()) for name, one in llama.named_parameters() if "lora_E" in name)
-    pattern = tuned.attached["default"].peft_config.rank_pattern  # type: ignore[attr-defined]
+    own: Any = tuned.attached["default"]
+    pattern = own.peft_config.rank_pattern
     assert sum(sum(kept) for kept in pattern.values()) == 2 * len(pattern)
+    masked = sum(int((one == 0).sum()) for name, one in llama.named_parameters() if "lora_E" in name)
     assert masked == 2 * len(pattern)
+
+    llama.eval()
+    tuned.save_pretrained(tmp_path / "saved")
+    for read in (from_pretrained, peft.PeftModel.from_pretrained):
+        found = logits(read(copy.deepcopy(plain), tmp_path / "saved"), ids)
+        torch.testing.assert_close(found, logits(tuned, ids), rtol=0, atol=1e-5)  # without the ranks that are zero
+    again = prepare_model(other, {"default": config})
+    again.load(tmp_path / "saved")
+    its: Any = again.attached["default"]
+    assert torch.equal(logits(again, ids), logits(tuned, ids))
+    assert its.peft_config.rank_pattern == own.peft_config.rank_pattern
+    ours, theirs = (one.host.base_model.rankallocator.exp_avg_ipt for one in (own, its))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("kind", [*PROMPTS, "adalora"])
+def test_training_goes_on_where_it_was(kind: str, llama: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    """PEFT saves what an encoder computes; going on takes the encoder."""
+    options = {"prefix_projection": True, "encoder_hidden_size": 8} if kind == "prefix" else {}
+    tuned = prepare_model(copy.deepcopy(llama), {"mine": config_of(kind, **options)})
+    move(tuned, "mine")
+    tuned.save_pretrained(tmp_path)
+    again = prepare_model(copy.deepcopy(llama), {"mine": config_of(kind, **options)})
+    again.load(tmp_path)
+    loaded = from_pretrained(copy.deepcopy(llama), tmp_path, trainable=True)
+    for other in (again, loaded):
+        assert torch.equal(logits(other, ids), logits(tuned, ids))
+        own, its = tuned.attached["mine"].parameters(), other.attached["mine"].parameters()
+        assert own.keys() == its.keys() and all(torch.equal(own[name], its[name]) for name in own)
+        assert all(parameter.requires_grad for parameter in its.values())
 
 
 def test_loftq_says_what_it_needs(llama: Any, ids: torch.Tensor) -> None:
