@@ -1,6 +1,5 @@
 """Where the parts of a model are that tuners act on: decoder layers, what is in them, and what is around them."""
 
-import functools
 from typing import Any
 
 from torch import nn
@@ -39,9 +38,9 @@ OUTPUTS = ("o_proj", "out_proj", "down_proj", "c_proj", "dense_4h_to_h", "fc2", 
 """Modules or parameters whose product is what a layer adds to its input."""
 
 
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: Any) -> Any:
     """The model itself, where PEFT has wrapped it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def layers_path(model: nn.Module) -> str:
@@ -51,7 +50,9 @@ def layers_path(model: nn.Module) -> str:
         UserError: there is none where models are known to keep it.
     """
     for path in LAYERS:
-        found = functools.reduce(lambda part, name: getattr(part, name, None), path.split("."), plain(model))
+        found: Any = plain(model)
+        for name in path.split("."):
+            found = getattr(found, name, None)
         if isinstance(found, nn.ModuleList | nn.Sequential) and len(found):
             return path
     raise UserError(
@@ -63,7 +64,7 @@ def layers_path(model: nn.Module) -> str:
 def layers(model: nn.Module) -> dict[str, nn.Module]:
     """Path → layer, in the order in which they are applied."""
     path = layers_path(model)
-    return {f"{path}.{i}": layer for i, layer in enumerate(plain(model).get_submodule(path))}  # type: ignore[arg-type]
+    return {f"{path}.{i}": layer for i, layer in enumerate(plain(model).get_submodule(path))}
 
 
 def final_norm(model: nn.Module) -> nn.Module:
@@ -83,7 +84,7 @@ def embeddings(model: nn.Module) -> nn.Module:
     """The module that turns token ids into vectors."""
     inner = plain(model)
     if hasattr(inner, "get_input_embeddings"):
-        return inner.get_input_embeddings()  # type: ignore[no-any-return, operator]
+        return inner.get_input_embeddings()  # type: ignore[no-any-return]
     found = next((module for module in inner.modules() if isinstance(module, nn.Embedding)), None)
     if found is None:
         raise UserError(f"{type(inner).__name__} has no embedding of tokens.", "Use a tuner that needs none.")
@@ -92,7 +93,7 @@ def embeddings(model: nn.Module) -> nn.Module:
 
 def text_config(model: nn.Module) -> Any:
     """transformers' config of the part that has the layers; None for a model that is not of transformers."""
-    config = getattr(plain(model), "config", None)
+    config: Any = getattr(plain(model), "config", None)
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
@@ -102,7 +103,8 @@ def width(model: nn.Module) -> int:
     for name in ("hidden_size", "n_embd", "d_model", "dim"):
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))
-    return int(embeddings(model).weight.shape[-1])  # type: ignore[union-attr, call-overload]
+    weights: Any = embeddings(model).weight
+    return int(weights.shape[-1])
 
 
 def sublayers(model: nn.Module) -> dict[str, nn.Module]:

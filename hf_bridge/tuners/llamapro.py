@@ -108,7 +108,7 @@ class LLaMAPro(Beside):
         """
         config = self.expanded_config()
         with torch.device("meta"):
-            deeper = type(self._home)(config)
+            deeper: Any = type(self._home)(config)
         tensors = self.expanded_tensors()
         expected = {key: tensor.shape for key, tensor in deeper.state_dict().items()}
         wrong = sorted(
@@ -169,8 +169,11 @@ def identity(layer: nn.Module, number: int) -> nn.Module:
     Neither hooks nor tuners of the layer are copied.
     """
     plain: dict[int, Any] = {}
+    module: Any
     for module in layer.modules():
         plain |= {id(hooks): OrderedDict() for hooks in (module._forward_hooks, module._forward_pre_hooks)}
+        # One config for all layers: transformers changes it, as when it takes another attention.
+        plain[id(getattr(module, "config", None))] = getattr(module, "config", None)
         if hasattr(module, "get_base_layer"):
             plain[id(module)] = copy.deepcopy(module.get_base_layer())
         elif hasattr(module, "original_module"):

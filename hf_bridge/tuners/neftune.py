@@ -48,10 +48,11 @@ class NEFTune(Beside):
         """`embedded`: [batch, sequence, width]."""
         if not self._home.training:
             return None
-        mask = getattr(self._seen, "mask", None)
-        fits = mask is not None and mask.shape == embedded.shape[:2]
-        lengths = mask.sum(-1).to(embedded.device) if fits else torch.tensor([embedded.shape[1]])
-        size = self.config.alpha / (lengths * embedded.shape[2]).clamp(min=1).sqrt()
+        mask: torch.Tensor | None = getattr(self._seen, "mask", None)
+        lengths = torch.tensor([embedded.shape[1]])
+        if mask is not None and mask.shape == embedded.shape[:2]:
+            lengths = mask.sum(-1)
+        size: torch.Tensor = self.config.alpha / (lengths * embedded.shape[2]).clamp(min=1).sqrt()
         noise = torch.zeros_like(embedded).uniform_(-1, 1)
         return embedded + noise * size.to(embedded)[:, None, None]
 

@@ -46,7 +46,7 @@ def disturb(attached: Attached, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in attached.parameters().values():
-            param += 0.2 * torch.randn(param.shape, generator=generator).to(param)
+            param.add_(0.2 * torch.randn(param.shape, generator=generator).to(param))
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
@@ -57,11 +57,11 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> An
 
 def logits(model: Any, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(tokens, use_cache=False, **options).logits  # type: ignore[no-any-return]
+        return model(tokens, use_cache=False, **options).logits
 
 
 def loss(model: Any, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
-    return model(tokens, labels=tokens, use_cache=False, **options).loss  # type: ignore[no-any-return]
+    return model(tokens, labels=tokens, use_cache=False, **options).loss
 
 
 def bits(model: nn.Module) -> dict[str, torch.Tensor]:

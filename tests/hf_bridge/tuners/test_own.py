@@ -184,6 +184,6 @@ def test_two_of_one_name_are_refused(model: Any) -> None:
 
 
 def test_a_misspelt_module_is_named(model: Any) -> None:
-    with pytest.raises(UserError, match="no module is called `dwn_proj`.*\n.*did you mean `down_proj`"):
+    with pytest.raises(UserError, match=r"no module is called `dwn_proj`.*\n.*did you mean `down_proj`"):
         own.attach(model, "adapter", target_modules=["dwn_proj"])
     assert not hasattr(model, "tuner_adapter")
