@@ -1,5 +1,6 @@
 """Tuners whose parameters lie beside the model's own, and which hooks put to work."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,13 @@ class Beside(Attached):
             return (changed, *output[1:]) if isinstance(output, tuple) and changed is not None else changed
 
         self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+
+
+class PerThread(threading.local):
+    """Attributes of the forward pass that a thread is in; a copy has none of them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PerThread":
+        return PerThread()
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

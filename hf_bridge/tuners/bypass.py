@@ -10,7 +10,6 @@ with R_l (horizontal) and V_l (vertical) Res-Tuners R(x) = x + W_up φ(W_down x 
 learnt. The x_l are detached: no gradient goes through the model, and none of its activations is kept for one.
 """
 
-import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +18,10 @@ from torch import nn
 
 from hf_bridge.tuners import anatomy
 from hf_bridge.tuners.activation import Activation
-from hf_bridge.tuners.beside import Beside
+from hf_bridge.tuners.beside import Beside, PerThread
 from hf_bridge.tuners.bottleneck import Bottleneck
-from hf_bridge.tuners.tuner import Tuner
+from hf_bridge.tuners.side import Side
+from hf_bridge.tuners.tuner import Attached, Tuner
 from swift_mega.base.errors import UserError
 
 
@@ -63,7 +63,7 @@ class Bypass(Beside):
         super().__init__(model, name, config, activation)
         self._steps: list[nn.Module] = []
         # Of the forward pass that a thread is in; layers that are computed again for a gradient write what they wrote.
-        self._read = threading.local()
+        self._read = PerThread()
         first = next(iter(layers.values()))
         self.before(first, lambda hidden: self._keep(0, hidden))
         for number, (path, layer) in enumerate(layers.items(), 1):
@@ -84,6 +84,11 @@ class Bypass(Beside):
         for number, step in enumerate(self._steps, 1):
             bypass = step(states[number], bypass.to(states[number].device))
         return bypass  # type: ignore[no-any-return]
+
+    def conflict(self, other: Attached) -> str | None:
+        if isinstance(other, Bypass | Side):
+            return "both decide alone what the final norm gets"
+        return None
 
     def merge(self) -> None:
         raise UserError(

@@ -112,7 +112,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         self.keep_moments(state, first, second)
         size: torch.Tensor = (second / (1 - beta2**step)).sqrt() + group["eps"]
-        return first / (1 - beta1**step) / size
+        direction: torch.Tensor = first / (1 - beta1**step) / size
+        return direction
 
     def basis(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """P, [m, r], of this gradient where it is time for it."""

@@ -73,7 +73,6 @@ class LongLoRA(PeftAttached):
         if not self._text._attn_implementation.startswith(PREFIX):
             self._text._attn_implementation = PREFIX + self._text._attn_implementation
         _LIVE.add(self)
-        inner.__dict__.setdefault("_longlora", []).append(self)  # as long as the model is there
 
     def attends(self, module: nn.Module) -> bool:
         """Whether attention is sparse in `module` for the thread that asks."""
@@ -83,12 +82,13 @@ class LongLoRA(PeftAttached):
         """G for a sequence of so many tokens."""
         return max(2, 2 * -int(-tokens * self.config.group_ratio // 2))
 
-    def detach(self) -> None:
-        others = anatomy.plain(self.model).__dict__["_longlora"]
-        others.remove(self)
+    def let_go(self) -> None:
         _LIVE.discard(self)
-        if not others:
+        if not any(tuner._text is self._text for tuner in _LIVE):
             self._text._attn_implementation = self._text._attn_implementation.removeprefix(PREFIX)
+
+    def detach(self) -> None:
+        self.let_go()
         super().detach()
 
 

@@ -80,6 +80,7 @@ def merged(base: nn.Module, attached: Iterable[Attached], names: set[str]) -> Me
     model, copies = copy.deepcopy((base, attached), shared)
     rounding: list[Rounding] = []
     for one in copies:
+        one.let_go()
         if not hasattr(one, "host"):
             if one.name in names:
                 one.merge()

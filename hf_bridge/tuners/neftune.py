@@ -9,7 +9,6 @@ with d the width and L the tokens of the sequence: those that its attention mask
 It has no parameters, and goes beside `full` or any tuner.
 """
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import nn
 
 from hf_bridge.tuners import anatomy
 from hf_bridge.tuners.activation import Activation
-from hf_bridge.tuners.beside import Beside
+from hf_bridge.tuners.beside import Beside, PerThread
 from hf_bridge.tuners.tuner import Tuner
 
 
@@ -36,7 +35,7 @@ class NEFTune(Beside):
     def __init__(self, model: nn.Module, name: str, config: NEFTuneConfig, activation: Activation) -> None:
         embeddings = anatomy.embeddings(model)
         super().__init__(model, name, config, activation)
-        self._seen = threading.local()  # two threads may be in two forward passes
+        self._seen = PerThread()  # two threads may be in two forward passes
         self._hooks.append(self._home.register_forward_pre_hook(self._see, with_kwargs=True))
         self.after(embeddings, self._add_noise)
 

@@ -10,7 +10,6 @@ token by itself, S(x) = W_2 φ(W_1 x + b_1) + b_2. W_2 starts at zero: a norm do
 model at first does what it did (but for the norm's ε). With a frozen model, no gradient goes through it.
 """
 
-import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +18,7 @@ from torch import nn
 
 from hf_bridge.tuners import anatomy
 from hf_bridge.tuners.activation import Activation
-from hf_bridge.tuners.beside import Beside
+from hf_bridge.tuners.beside import Beside, PerThread
 from hf_bridge.tuners.bottleneck import Bottleneck
 from hf_bridge.tuners.tuner import Tuner
 from swift_mega.base.errors import UserError
@@ -57,7 +56,7 @@ class Side(Beside):
         super().__init__(model, name, config, activation)
         self._blend = Blend(anatomy.width(model), config)
         self.add("blend", self._blend, norm)
-        self._seen = threading.local()  # of the forward pass that a thread is in
+        self._seen = PerThread()  # of the forward pass that a thread is in
         self.before(next(iter(layers.values())), self._see)
         self.before(norm, lambda hidden: self._blend(self._seen.x.to(hidden.device), hidden))
 

@@ -58,6 +58,9 @@ class Attached(abc.ABC):
         """
         raise UserError(f"`{self.name}` cannot be merged.", "Use it beside the model.")
 
+    def let_go(self) -> None:
+        """Undo what it changed besides modules and weights: for a model that it has been merged into."""
+
     def conflict(self, other: "Attached") -> str | None:
         """Why it cannot be at work at the same time as `other`; None: it can."""
         return None

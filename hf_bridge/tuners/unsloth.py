@@ -7,7 +7,7 @@ installed. It trains the LoRA of arXiv:2106.09685 and names tensors as PEFT does
 import importlib
 import importlib.util
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -41,7 +41,7 @@ class UnslothConfig:
 class Unsloth(Attached):
     """LoRA whose layers are Unsloth's; at work always, for all threads, and on the model for good."""
 
-    switchable: ClassVar[bool] = False
+    switchable = False
 
     def __init__(self, model: nn.Module, name: str, config: UnslothConfig) -> None:
         super().__init__(model, name, config)
