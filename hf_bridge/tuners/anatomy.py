@@ -34,7 +34,7 @@ ATTENTION = ("self_attn", "self_attention", "attention", "attn", "linear_attn", 
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_block")
 """What the two halves of a layer are called."""
 
-OUTPUTS = ("o_proj", "out_proj", "down_proj", "c_proj", "dense_4h_to_h", "fc2", "wo", "w2", "dense", "o_lin")
+OUTPUTS = ("o_proj", "out_proj", "down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2", "dense", "o_lin")
 """Modules or parameters whose product is what a layer adds to its input."""
 
 

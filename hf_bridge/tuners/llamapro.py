@@ -66,7 +66,7 @@ class LLaMAPro(Beside):
         self._lengthen()
 
     def _add_block(self, layer: nn.Module, number: int, base_layers: int) -> None:
-        path = f"blocks.{len(self._new_like)}"
+        path, first = f"blocks.{len(self._new_like)}", True
         block = identity(layer, base_layers + len(self._new_like))
         self.add(path, block, layer)
         self.order.append(f"{self.place}.{path}")
@@ -78,7 +78,12 @@ class LLaMAPro(Beside):
             hidden = output[0] if isinstance(output, tuple) else output
             rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
             # Not block(…): with gradient checkpointing this runs inside what is computed again for the layer already.
-            return nn.Module.__call__(block, hidden, *args[1:], **rest)
+            after = nn.Module.__call__(block, hidden, *args[1:], **rest)
+            nonlocal first
+            if first and _is_new(block):
+                _check_identity(layer, hidden, after)
+            first = False
+            return after
 
         self._hooks.append(layer.register_forward_hook(run, with_kwargs=True))
 
@@ -136,15 +141,22 @@ class LLaMAPro(Beside):
         return tensors
 
     def expanded_config(self) -> Any:
-        """The deeper model's config: its lists of layers in the order in which these run."""
+        """The deeper model's config: what it says of single layers, in the order in which these run."""
         config = copy.deepcopy(self._home.config)
         inner = config.get_text_config(decoder=True)
         base = [path for path in self.order if not path.startswith(self.place)]
-        stored = [*base, *(path for path in self.order if path.startswith(self.place))]
+        # The number in the base of every layer, or of the one that it is a copy of.
+        new = iter(self._new_like)
+        origin = [base.index(path) if path in base else next(new) for path in self.order]
         for key, value in self._sizes.items():
             if isinstance(value, list):
-                longer = getattr(inner, key)
-                setattr(inner, key, [longer[stored.index(path)] for path in self.order])
+                setattr(inner, key, [value[number] for number in origin])
+        if hasattr(inner, "first_k_dense_replace"):
+            inner.first_k_dense_replace = sum(number < inner.first_k_dense_replace for number in origin)
+        if hasattr(inner, "mlp_only_layers"):
+            step, dense = getattr(inner, "decoder_sparse_step", 1), inner.mlp_only_layers or []
+            without = [new for new, old in enumerate(origin) if old in dense or (old + 1) % step]
+            inner.mlp_only_layers, inner.decoder_sparse_step = without, 1
         return config
 
 
@@ -193,14 +205,32 @@ def identity(layer: nn.Module, number: int) -> nn.Module:
     return block.requires_grad_(True)
 
 
+def _is_new(block: nn.Module) -> bool:
+    """Whether its output projections are still zero."""
+    return not any(param.any() for name, param in block.named_parameters() if _is_output(name))
+
+
+def _check_identity(layer: nn.Module, before: torch.Tensor, after: Any) -> None:
+    after = after[0] if isinstance(after, tuple) else after
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"llamapro: a new {type(layer).__name__} is not the identity, although its output projections are zero:"
+            " it adds something to its input that they do not go through.",
+            f"Known output projections: {', '.join(anatomy.OUTPUTS)}. Use `adapter` or `lora`.",
+        )
+
+
 def _is_output(name: str) -> bool:
     return any(part.removesuffix("_bias") in anatomy.OUTPUTS for part in name.split("."))
 
 
 def _sizes(config: Any) -> dict[str, Any]:
     """What a config says about the number of layers, as it is now."""
-    sizes = {key: getattr(config, key, None) for key in ("num_hidden_layers", *PER_LAYER)}
-    return {key: value for key, value in sizes.items() if value is not None}
+    if config is None:
+        return {}
+    # A list that a config makes of its other values when asked is longer by itself.
+    stored = {key: vars(config).get(key) for key in PER_LAYER} | {"num_hidden_layers": config.num_hidden_layers}
+    return {key: value for key, value in stored.items() if value is not None}
 
 
 def _check_layers(path: str, layers: dict[str, nn.Module]) -> None:

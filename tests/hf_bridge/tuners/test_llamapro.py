@@ -14,7 +14,8 @@ from swift_mega.base.errors import UserError
 from tests.hf_bridge.tuners import own
 from tests.support import tiny
 
-FAMILIES = ["llama3-tied-bias", "qwen2-window", "gemma3", "olmo2", "glm4", "phi3", "granite", "gpt-oss", "qwen3-moe"]
+FAMILIES = ["llama3-tied-bias", "qwen2-window", "gemma3", "gpt-oss", "qwen2-moe-sparse-steps", "deepseek-v3"]
+MORE_FAMILIES = ["olmo2", "glm4", "phi3", "granite", "mixtral", "qwen3-moe-dense-layers", "qwen3-next-dense-layers"]
 
 
 def expanded(model: Any, **options: Any) -> LLaMAPro:
@@ -49,7 +50,9 @@ def test_blocks_run_where_the_paper_has_them(tiny_model: Callable[..., Path]) ->
     assert torch.equal(model.generate(tokens, **options), deeper.generate(tokens, **options))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, *(pytest.param(family, marks=pytest.mark.slow) for family in MORE_FAMILIES)]
+)
 def test_the_deeper_model_is_a_plain_folder(tiny_model: Callable[..., Path], family: str, tmp_path: Path) -> None:
     model = own.load(tiny_model(family))
     tokens = tiny.tokens(model.config.vocab_size)
@@ -113,28 +116,40 @@ def test_a_quantised_model_is_refused(tiny_model: Callable[..., Path]) -> None:
         expanded(model)
 
 
+class Layer(torch.nn.Module):
+    def __init__(self, gate: bool) -> None:
+        super().__init__()
+        self.mlp = torch.nn.ModuleDict({"up": torch.nn.Linear(6, 9), "down_proj": torch.nn.Linear(9, 6)})
+        self.gate = torch.nn.Linear(6, 6) if gate else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + self.mlp["down_proj"](self.mlp["up"](x).relu())
+        return y if self.gate is None else y + self.gate(x)
+
+
+class Model(torch.nn.Module):
+    """Not of transformers."""
+
+    def __init__(self, gate: bool = False) -> None:
+        super().__init__()
+        self.embed, self.layers = torch.nn.Embedding(10, 6), torch.nn.ModuleList(Layer(gate) for _ in range(3))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_blocks_that_are_no_identity_are_refused() -> None:
+    model = Model(gate=True)
+    expanded(model, num_new_blocks=3, num_groups=3)
+    with pytest.raises(UserError, match="a new Layer is not the identity"):
+        model(torch.arange(10))
+
+
 def test_on_a_model_of_ones_own() -> None:
-    """Not of transformers: its layers are found, and expanded alike."""
-
-    class Layer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mlp = torch.nn.ModuleDict({"up": torch.nn.Linear(6, 9), "down_proj": torch.nn.Linear(9, 6)})
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.mlp["down_proj"](self.mlp["up"](x).relu())
-
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.layers = torch.nn.Embedding(10, 6), torch.nn.ModuleList(Layer() for _ in range(3))
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            x = self.embed(ids)
-            for layer in self.layers:
-                x = layer(x)
-            return x
-
+    """Its layers are found, and expanded alike."""
     model, ids = Model(), torch.arange(10)
     before = model(ids)
     attached = expanded(model, num_new_blocks=3, num_groups=3)
