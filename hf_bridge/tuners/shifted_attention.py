@@ -54,7 +54,7 @@ def _visible(mask: torch.Tensor | None, order: torch.Tensor, tokens: int, like: 
     q, k = order[:, :, None], order[:, None, :]
     if mask is None:
         return ((k <= q) & (k < tokens) | (q == k))[None]
-    missing = int(order.max()) + 1 - tokens
+    missing = order.numel() - tokens
     if mask.dtype == torch.bool:
         return functional.pad(mask[:, 0], (0, missing, 0, missing), value=False)[:, q, k] | (q == k)
     least = torch.finfo(mask.dtype).min

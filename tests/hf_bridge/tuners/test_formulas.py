@@ -177,6 +177,21 @@ def test_longlora_attends_in_groups_in_training_only(tiny_model: Callable[..., P
     assert torch.equal(own.logits(model, TOKENS), before)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_longlora_hides_padding_and_the_future(tiny_model: Callable[..., Path], implementation: str) -> None:
+    model = own.load(tiny_model("llama"), attn_implementation=implementation)
+    own.attach(model, "longlora", lora_dropout=0.0)
+    mask, other = torch.ones_like(TOKENS), TOKENS.clone()
+    mask[:, 12:] = 0
+    other[:, 12:] = 7
+    before, after = (own.logits(model.train(), tokens, attention_mask=mask)[:, :12] for tokens in (TOKENS, other))
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+    changed = TOKENS.clone()
+    changed[:, 9] = 3
+    late = own.logits(model, changed) - own.logits(model, TOKENS)
+    assert not late[:, :9].any() and late[:, 9:].any()
+
+
 def test_longlora_trains_embeddings_and_norms(model: Any) -> None:
     attached = own.attach(model, "longlora")
     names = "\n".join(attached.parameters())

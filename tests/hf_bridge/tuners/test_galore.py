@@ -189,6 +189,35 @@ def test_steps_in_the_backward_pass_are_the_same_steps(tiny_model: Callable[...,
     assert not torch.equal(trained[0]["lm_head.weight"], own.load(tiny_model("llama")).lm_head.weight)
 
 
+@pytest.mark.parametrize("name", ["galore", "q-galore"])
+def test_a_resumed_trainer_goes_on_as_it_would_have(tiny_model: Callable[..., Path], name: str, tmp_path: Path) -> None:
+    import transformers
+
+    def trained(folder: Path, checkpoint: str | None = None, **options: Any) -> dict[str, torch.Tensor]:
+        model = own.load(tiny_model("llama"))
+        attached = own.attach(model, name, rank=4, update_interval=2, per_layer=True)
+        given = transformers.TrainingArguments(
+            str(folder),
+            max_steps=5,
+            per_device_train_batch_size=2,
+            max_grad_norm=0.0,
+            learning_rate=1e-2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            **options,
+        )
+        optimizer = attached.optimizer([{"params": list(attached.parameters().values())}], given)
+        rows = [{"input_ids": row, "labels": row} for row in tiny.tokens(101, batch=8)]
+        trainer = transformers.Trainer(model, given, train_dataset=rows, optimizers=(optimizer, None))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return own.bits(model)
+
+    through = trained(tmp_path, save_steps=3)
+    resumed = trained(tmp_path / "again", str(tmp_path / "checkpoint-3"), save_strategy="no")
+    assert all(torch.equal(through[key], resumed[key]) for key in through)
+
+
 def test_which_parameters_are_projected(tiny_model: Callable[..., Path]) -> None:
     model = own.load(tiny_model("llama"))
     attached = own.attach(model, "galore", rank=4)

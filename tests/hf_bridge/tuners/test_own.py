@@ -159,7 +159,8 @@ def test_beside_lora(tiny_model: Callable[..., Path], name: str, lora_first: boo
     for others in ([], [name]):
         model = own.load(tiny_model("llama"))
         torch.manual_seed(1)
-        config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], exclude_modules=r"tuner_.*")
+        excluded = None if lora_first or not others else r"tuner_.*"
+        config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], exclude_modules=excluded)
         if lora_first:
             peft.inject_adapter_in_model(config, model)
         for other in others:
