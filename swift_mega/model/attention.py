@@ -100,7 +100,8 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
     ) -> Tensor:
         """[s, b, h, d], [s, b, g, d], [s, b, g, d] → [s, b, h·d].
 
-        `attention_mask` is megatron's, True where a score is masked; None leaves it to the mask type.
+        `attention_mask` is megatron's, True where a score is masked; a layer's window holds besides. None leaves it to
+        the mask type.
         """
         if attention_bias is not None or packed_seq_params is not None:
             raise ValueError("SDPAAttention takes no attention bias and no packed sequences")
@@ -151,14 +152,17 @@ class SDPAAttention(MegatronModule):  # type: ignore[misc]
         self, query: Tensor, key: Tensor, attention_mask: Tensor | None, mask_type: AttnMaskType
     ) -> tuple[Tensor | None, bool]:
         """The mask for torch (True where a score counts) and whether the kernel shall mask causally instead."""
+        length = query.size(0)
+        windowed = self.window is not None and length > self.window[0] + 1
         if attention_mask is not None:
-            return ~attention_mask, False
+            return ~attention_mask & self._window(query) if windowed else ~attention_mask, False
         if mask_type == AttnMaskType.no_mask:
             return None, False
-        length = query.size(0)
-        if self.window is not None and length > self.window[0] + 1:
-            return sliding_window_mask(length, self.window, query.device), False
-        return None, True
+        return (self._window(query), False) if windowed else (None, True)
+
+    def _window(self, query: Tensor) -> Tensor:
+        assert self.window is not None
+        return sliding_window_mask(query.size(0), self.window, query.device)
 
     def _random_states(self) -> contextlib.AbstractContextManager[Any]:
         """Heads are split over TP ranks, so their dropout draws from the rank's own state.
