@@ -37,6 +37,7 @@ COMMANDS = {
     "bridge pretrain": Command("hf_bridge.command_pretrain", "the same on plain texts"),
     "bridge show-data": Command("hf_bridge.command_show_data", "show rows of data as a model is trained on them"),
     "bridge models": Command("hf_bridge.command_models", "list model types, their ids and templates"),
+    "bridge score-agent": Command("hf_bridge.command_score_agent", "score what a model wrote as an agent"),
     "data": Command("swift_mega.data.commands", "build and inspect the token files that training reads"),
     "doctor": Command("launch.doctor", "show versions and devices, what is missing and what that costs"),
 }
@@ -91,7 +92,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _listed(commands: Mapping[str, Command]) -> str:
-    return "\n".join(f"  {name:<16}  {command.summary}" for name, command in commands.items())
+    width = max(map(len, commands))
+    return "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in commands.items())
 
 
 def _check_siblings() -> None:
