@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from hf_bridge.data.recognise import Recognised, Recognition, recognise
+from hf_bridge.data.media import Absent, Seen, with_media
+from hf_bridge.data.recognise import Recognition, recognise
 from hf_bridge.data.report import Report
 from hf_bridge.data.row import Row
 from swift_mega.base.readers import BadRow, Chunk, Unreadable, records
@@ -20,28 +21,30 @@ class Piece:
         rows: MessagePack, one row with its place (`file:line`) behind the other.
         lengths: bytes of each (int64).
         size: bytes of the source that this took.
+        seen: media that were looked for.
     """
 
     rows: bytes
     lengths: np.ndarray
     size: int
     report: Report = field(default_factory=Report)
+    seen: Seen = field(default_factory=dict)
 
 
 def read_rows(chunk: Chunk, options: Recognition, report: Report) -> Iterator[Row]:
     """The good rows of a chunk; `report` counts those and the others."""
-    for found, _ in _read(chunk, options, report):
-        yield found.row
+    for row, _ in _read(chunk, options, report, {}):
+        yield row
 
 
 def read_piece(chunk: Chunk, options: Recognition) -> Piece:
     """The good rows of a chunk as bytes."""
-    report = Report()
-    rows = [encoded for _, encoded in _read(chunk, options, report)]
-    return Piece(b"".join(rows), np.fromiter(map(len, rows), np.int64, len(rows)), chunk.size, report)
+    report, seen = Report(), Seen()
+    rows = [encoded for _, encoded in _read(chunk, options, report, seen)]
+    return Piece(b"".join(rows), np.fromiter(map(len, rows), np.int64, len(rows)), chunk.size, report, seen)
 
 
-def _read(chunk: Chunk, options: Recognition, report: Report) -> Iterator[tuple[Recognised, bytes]]:
+def _read(chunk: Chunk, options: Recognition, report: Report, seen: Seen) -> Iterator[tuple[Row, bytes]]:
     for record in records(chunk):
         if isinstance(record, BadRow):
             report.bad.add([record])
@@ -49,9 +52,12 @@ def _read(chunk: Chunk, options: Recognition, report: Report) -> Iterator[tuple[
         report.columns.update(record.values.keys())
         try:
             found = recognise(record.values, options)
-            encoded = _encoder.encode((found.row, record.where))
+            row = with_media(found.row, chunk.source, seen)
+            encoded = _encoder.encode((row, record.where))
         except Unreadable as error:
             report.bad.add([BadRow(str(error), record.where)])
+        except Absent as error:
+            report.bad.add([BadRow(str(error), f"{record.where} ({error.path})")])
         except UnicodeEncodeError:
             report.bad.add([BadRow("half of a surrogate pair", record.where)])
         except (OverflowError, TypeError) as error:  # a number of more than 64 bits; a date from a table
@@ -59,7 +65,7 @@ def _read(chunk: Chunk, options: Recognition, report: Report) -> Iterator[tuple[
         else:
             report.formats[found.format] += 1
             report.unused.update(found.unused)
-            yield found, encoded
+            yield row, encoded
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -45,7 +45,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     tools: tuple[dict[str, Any], ...] = ()
     """JSON schemas of what the assistant may call."""
     images: tuple[str, ...] = ()
-    """Paths, URLs or `data:` URIs, in the order of their placeholders."""
+    """URLs, `data:` URIs or paths, of files that were there when the row was read; in the order of their
+    placeholders."""
     videos: tuple[str, ...] = ()
     audios: tuple[str, ...] = ()
     objects: dict[str, Any] | None = None

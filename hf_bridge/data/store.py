@@ -2,11 +2,13 @@
 
     CACHE/KEY/rows.bin      rows as MessagePack, each with its place (`file:line`), one behind the other
     CACHE/KEY/ends.npy      where each ends (int64)
+    CACHE/KEY/media.json    images, videos and audios that were looked for, and whether they were there
     CACHE/KEY/report.json   what was left out, and why; written last: with it a folder is complete
     CACHE/checksums/…       of files, so that one that has not changed is not read again to learn that
 
 A key is made of the bytes of the source, the places of its files (the report names them), the options and the code
-that reads; change one of them and it is another key. Processes that start at the same time wait for the first.
+that reads; change one of them and it is another key. A medium that has come or gone has all read again. Processes that
+start at the same time wait for the first.
 Torch-free.
 """
 
@@ -26,7 +28,7 @@ from typing import Any, overload
 import msgspec
 import numpy as np
 
-from hf_bridge.data import formats, messages, reading, recognise, row, self_cognition
+from hf_bridge.data import formats, media, messages, reading, recognise, row, self_cognition
 from hf_bridge.data.reading import read_piece, read_piece_here, start_worker
 from hf_bridge.data.recognise import Recognition
 from hf_bridge.data.report import Report
@@ -37,7 +39,7 @@ from swift_mega.base.lock import alone_in
 from swift_mega.base.readers import CHUNK_BYTES, Corpus
 from swift_mega.base.writing import unfinished_folder, write_errors_are_the_users
 
-CODE: tuple[ModuleType, ...] = (readers, formats, messages, reading, recognise, row, self_cognition)
+CODE: tuple[ModuleType, ...] = (readers, formats, media, messages, reading, recognise, row, self_cognition)
 """What decides which rows come out of which bytes."""
 
 OPTION = "--cache-dir"
@@ -100,19 +102,26 @@ def stored(corpus: Corpus, options: Recognition, cache: Path, workers: int | Non
     """
     with write_errors_are_the_users(cache, option=f"`{OPTION}`"):
         folder = cache / _key(corpus, options, cache)
-        if (folder / "report.json").is_file():
+        if _is_complete(folder):
             return Store(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with alone_in(folder, OPTION, wait_s=math.inf):
-            if not (folder / "report.json").is_file():
+            if not _is_complete(folder):
+                (folder / "report.json").unlink(missing_ok=True)
                 _write(corpus, options, folder, pool.useful_workers(workers, corpus.bytes // CHUNK_BYTES))
     return Store(folder)
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / "report.json").is_file():
+        return False
+    return media.unchanged(json.loads((folder / "media.json").read_text(encoding="utf-8")))
 
 
 def _write(corpus: Corpus, options: Recognition, folder: Path, workers: int) -> None:
     """Under a name of its own first: whoever finds a file finds all of it."""
     with unfinished_folder(folder, "rows") as new:
-        report, lengths = Report(), list[np.ndarray]()
+        report, lengths, seen = Report(), list[np.ndarray](), media.Seen()
         with (
             (new / "rows.bin").open("wb") as file,
             progress(corpus.bytes, "reading rows", "B", unit_scale=True) as bar,
@@ -121,10 +130,12 @@ def _write(corpus: Corpus, options: Recognition, folder: Path, workers: int) -> 
                 file.write(piece.rows)
                 lengths.append(piece.lengths)
                 report.add(piece.report)
+                seen.update(piece.seen)
                 bar.update(piece.size)
         np.save(new / "ends.npy", np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths])))
+        (new / "media.json").write_text(json.dumps(seen), encoding="utf-8")
         (new / "report.json").write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
-        for name in ("rows.bin", "ends.npy", "report.json"):
+        for name in ("rows.bin", "ends.npy", "media.json", "report.json"):
             os.replace(new / name, folder / name)
 
 

@@ -64,14 +64,14 @@ def test_rows_come_back_as_they_were_read(tmp_path: Path, load: Callable[..., Lo
         {"role": "tool", "content": ""},
         {"role": "assistant", "content": "a"},
     ]
-    raw = {"messages": turns, "tools": tools, "rejected_response": "b", "margin": 1, "images": ["i.png"], "id": 2**63}
+    raw = {"messages": turns, "tools": tools, "rejected_response": "b", "margin": 1, "images": ["data:,i"], "id": 2**63}
     (tmp_path / "a.json").write_text(json.dumps([raw]))
     calling = Message("assistant", "", (ToolCall("f", {"x": {"y": [None, "ü"]}}),), "hm", True, 2.0)
     answer = (calling, Message("tool", ""))
     expected = Row(
         messages=(Message("user", "<image>q"), *answer, Message("assistant", "a")),
         tools=tuple(tools),
-        images=("i.png",),
+        images=("data:,i",),
         rejected=(*answer, Message("assistant", "b")),
         margin=1.0,
         extra={"id": 2**63},
