@@ -37,6 +37,7 @@ bench: $(STAMP)  ## the benchmarks, each one ratio; on an otherwise idle machine
 	$(RUN) tests/bench/hf_trainer.py
 	$(RUN) tests/bench/convert.py
 	$(RUN) tests/bench/convert.py --folder /dev/shm
+	$(RUN) -m tests.bench.packing
 	$(RUN) -m examples.smollm2 demo/smollm2
 	$(RUN) -m tests.bench.data_build --tokenizer demo/smollm2
 

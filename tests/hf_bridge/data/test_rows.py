@@ -126,7 +126,8 @@ def test_workers_give_the_same_bytes(write: Write, tmp_path: Path, monkeypatch: 
         folders.append(store.stored(corpus, Recognition(), tmp_path / str(workers), workers).folder)
     for name in ("rows.bin", "ends.npy", "report.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-    assert sorted(path.name for path in folders[1].iterdir()) == [".lock", "ends.npy", "report.json", "rows.bin"]
+    files = [".lock", "ends.npy", "media.json", "report.json", "rows.bin"]
+    assert sorted(path.name for path in folders[1].iterdir()) == files
 
 
 def test_the_cache(write: Write, load: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
