@@ -47,7 +47,7 @@ def write_dialogues(target: Path) -> None:
     parts = dict(zip(("train", "held"), split(list(pairs())), strict=True))
     for name, part in parts.items():
         _write(target / f"{name}.jsonl", [_chat(pair) for pair in part])
-        _write(target / f"{name}-pairs.jsonl", [{**_chat(one), "rejected": worse} for one, worse in preferences(part)])
+        _write(target / f"{name}-pairs.jsonl", [_choice(pair, worse) for pair, worse in preferences(part)])
     say(f"wrote {target}: {len(parts['train'])} answers to train on, {len(parts['held'])} held out, and pairs of them")
 
 
@@ -88,6 +88,10 @@ def _key(pair: Pair) -> str:
 def _chat(pair: Pair) -> dict[str, object]:
     turns = (("user", pair.question), ("assistant", pair.answer))
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def _choice(pair: Pair, worse: str) -> dict[str, object]:
+    return {"prompt": pair.question, "chosen": pair.answer, "rejected": worse}
 
 
 def _write(target: Path, rows: list[dict[str, object]]) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from hf_bridge.data.config import RowsConfig
 from hf_bridge.data.packing import attention_mask, join, pack
 from hf_bridge.data.rows import load_rows
+from hf_bridge.methods.config import LengthConfig, TuneConfig
+from hf_bridge.templates.config import TemplateConfig
 from hf_bridge.templates.encoding import IGNORED, Encoded, encoder
 from swift_mega.data.tokenizer import load_tokenizer
 from swift_mega.train.step import Batch, Stepper, mean_loss
@@ -18,25 +20,34 @@ from swift_mega.train.step import Batch, Stepper, mean_loss
 LENGTH = 512
 """Tokens of a sequence."""
 
+TEXT = TemplateConfig(template="chatml", loss_scale="react", agent_format="react")
+"""Gives weights other than 0 and 1."""
+
 
 class Losses(NamedTuple):
-    """What a path made of the rows.
+    """What a path made of the rows, by sequences and without padding.
 
     Attributes:
-        tokens, labels: token ids of all sequences, and what each position is to predict.
-        weighted: the sum of weight × cross entropy over all tokens, divided by the sum of the weights.
+        tokens, labels: token ids, and what each position is to predict; `IGNORED` where nothing.
+        weights: of the labels in the loss.
+        loss: the sum of weight × cross entropy over all tokens, divided by the sum of the weights.
     """
 
     tokens: list[list[int]]
     labels: list[list[int]]
-    weighted: float
+    weights: list[list[float]]
+    loss: float
+
+
+def rows_config(data: Path, cache: Path) -> RowsConfig:
+    """Where the rows are."""
+    return RowsConfig(dataset=[str(data)], shuffle=False, cache_dir=str(cache), workers=1)
 
 
 def encoded(folder: Path, data: Path, cache: Path) -> list[Encoded]:
     """The rows of `data` by the tokenizer in `folder`."""
-    rows = load_rows(RowsConfig(dataset=[str(data)], shuffle=False, cache_dir=str(cache), workers=1)).train
-    encode = encoder(load_tokenizer(str(folder)), template="chatml", loss_scale="react", agent_format="react")
-    return [encode.encode(row) for row in rows]
+    encode = encoder(load_tokenizer(str(folder)), TEXT.template, TEXT.loss_scale, TEXT.agent_format)
+    return [encode.encode(row) for row in load_rows(rows_config(data, cache)).train]
 
 
 def batches(examples: Sequence[Encoded], packed: bool) -> list[Batch]:
@@ -56,8 +67,13 @@ def _batch(rows: Sequence[Encoded], packed: bool) -> Batch:
     # The last token of a row predicts nothing, least of all the first one of the next row.
     labels[:used] = np.concatenate([[*row.labels[1:], IGNORED] for row in rows])
     weights[:used] = np.concatenate([[*row.loss_weights[1:], 0.0] for row in rows])
-    labels[labels == IGNORED] = 0  # megatron looks every label up; its weight is 0
-    batch = {"tokens": joined.tokens, "labels": labels, "weights": weights, "position_ids": joined.positions}
+    batch = {
+        "tokens": joined.tokens,
+        "labels": np.where(labels == IGNORED, 0, labels),  # megatron looks every label up; the weight of these is 0
+        "weights": weights,
+        "position_ids": joined.positions,
+        "segments": joined.segments,
+    }
     tensors = {name: torch.from_numpy(array)[None] for name, array in batch.items()}
     if packed:
         tensors["mask"] = ~torch.from_numpy(attention_mask(joined.segments))[None, None]
@@ -86,28 +102,45 @@ def by_megatron(folder: Path, layout: dict[str, Any], data: Path, cache: Path) -
     for packed in (False, True):
         given = batches(examples, packed)
         stepper = Stepper(chunks, Weighted(), micro_batch_size=1, sequence_length=LENGTH, num_microbatches=len(given))
-        loss = mean_loss(stepper.evaluate(iter(given)))
-        found[packed] = Losses(_lists(given, "tokens"), _lists(given, "labels"), loss)
+        found[packed] = _losses(given, "tokens", "labels", "weights", loss=mean_loss(stepper.evaluate(iter(given))))
     return found
 
 
 def by_transformers(folder: Path, data: Path, cache: Path) -> dict[bool, Losses]:
-    """In one process; transformers sees from the positions which rows share a sequence."""
+    """In one process, by the parts of `bridge sft`."""
     from transformers import AutoModelForCausalLM
 
+    from hf_bridge.methods.batches import Collator
+    from hf_bridge.methods.run import prepared, resolved
+    from hf_bridge.methods.sft import SFT
+    from hf_bridge.methods.token_trainer import accepted, token_losses
+
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found, examples = {}, encoded(folder, data, cache)
+    found = {}
     for packed in (False, True):
-        given, total, weight = batches(examples, packed), 0.0, 0.0
+        config = TuneConfig(
+            model=str(folder),
+            output=str(cache / "run"),
+            data=rows_config(data, cache),
+            text=TEXT,
+            length=LengthConfig(max_length=LENGTH, packing=packed),
+        )
+        sequences = prepared(resolved(config, SFT), SFT)[1]["dataset"]
+        given, total, weight = [Collator(pad=0)([sequences[n]]) for n in range(len(sequences))], 0.0, 0.0
         for batch in given:
             with torch.no_grad():
-                # With a cache it would take the positions for those of one row.
-                logits = model(batch["tokens"], position_ids=batch["position_ids"], use_cache=False).logits[0].double()
-            losses = torch.nn.functional.cross_entropy(logits, batch["labels"][0], reduction="none")
-            total, weight = total + float((losses * batch["weights"][0]).sum()), weight + float(batch["weights"].sum())
-        found[packed] = Losses(_lists(given, "tokens"), _lists(given, "labels"), total / weight)
+                losses, target = token_losses(model, batch, accepted(model))
+            total += float((losses * target["loss_weights"]).sum())
+            weight += float(target["loss_weights"].sum())
+        found[packed] = _losses(given, "input_ids", "shift_labels", "loss_weights", loss=total / weight)
     return found
 
 
-def _lists(given: Sequence[Batch], name: str) -> list[list[int]]:
-    return [batch[name][0].tolist() for batch in given]
+def _losses(given: Sequence[Batch], *names: str, loss: float) -> Losses:
+    used = [int((batch["segments"] != 0).sum()) for batch in given]
+    tokens, labels, weights = (
+        [batch[name][0, :end].tolist() for batch, end in zip(given, used, strict=True)] for name in names
+    )
+    for own, mine in zip(labels, weights, strict=True):
+        own[:] = [label if weight else IGNORED for label, weight in zip(own, mine, strict=True)]
+    return Losses(tokens, labels, weights, loss)
