@@ -37,6 +37,7 @@ COMMANDS = {
     "bridge pretrain": Command("hf_bridge.command_pretrain", "the same on plain texts"),
     "bridge show-data": Command("hf_bridge.command_show_data", "show rows of data as a model is trained on them"),
     "bridge models": Command("hf_bridge.command_models", "list model types, their ids and templates"),
+    "bridge bench-tuners": Command("hf_bridge.command_bench_tuners", "compare tuners on a model and data"),
     "bridge score-agent": Command("hf_bridge.command_score_agent", "score what a model wrote as an agent"),
     "data": Command("swift_mega.data.commands", "build and inspect the token files that training reads"),
     "doctor": Command("launch.doctor", "show versions and devices, what is missing and what that costs"),
