@@ -7,8 +7,6 @@ from hf_bridge.methods.config import LengthConfig, TrainingConfig
 from hf_bridge.models.config import LoadingConfig
 from hf_bridge.templates.config import TemplateConfig
 
-
-
 LEARNING_RATE = 5e-5
 """Of Table 3, where none is given."""
 
