@@ -11,10 +11,13 @@ LANES := -n 2 --no-loadscope-reorder
 MINOR := $(shell $(PYTHON) -c 'import sys; print(sys.version_info[1])')
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-quantised check bench lock clean help
+.PHONY: demo tune test test-slow test-quantised check bench lock clean help
 
 demo: $(STAMP)  ## continue the pretraining of a real model on three processes, then two, and talk to it
 	$(RUN) -m examples.demo
+
+tune: $(STAMP)  ## tune the same model on dialogues with LoRA and DPO, and let transformers judge
+	$(RUN) -m examples.tune
 
 test: $(STAMP)  ## the test suite
 	$(RUN) -m pytest -q $(LANES)

@@ -173,26 +173,37 @@ def run(demo: Demo) -> int:
     say(f"{len(plan)} steps, each one command; all files go to {demo.folder}/ (6 GB at most).")
     if shown := activation():
         say(f"To type the commands yourself: {bold(shown)}")
+    if code := perform_all(plan, "make demo"):
+        return code
+    failures = summary.show(demo.folder, demo.config)
+    say(dim(f"\n{time.monotonic() - started:.0f} s. To start over: rm -r {demo.folder}"))
+    return 1 if failures else 0
+
+
+def perform_all(plan: list[Step], again: str) -> int:
+    """Do the steps that are not done yet; 0 if all did what they should, otherwise an exit code.
+
+    Args:
+        again: the command that goes on after an interruption.
+    """
     for number, step in enumerate(plan, 1):
         title = f"{number}/{len(plan)}  {step.title}"
         if step.done():
             say(f"\n{bold(f'━━ {title}')} – done already\n{dim(f'$ {shlex.join(step.command)}')}")
             continue
         heading(title, step.why)
-        if code := perform(step):
+        if code := perform(step, again):
             return code
-    failures = summary.show(demo.folder, demo.config)
-    say(dim(f"\n{time.monotonic() - started:.0f} s. To start over: rm -r {demo.folder}"))
-    return 1 if failures else 0
+    return 0
 
 
-def perform(step: Step) -> int:
-    """Run the command of a step; 0 if it did what it should, otherwise the exit code for the demo."""
+def perform(step: Step, again: str) -> int:
+    """Run the command of a step; 0 if it did what it should, otherwise an exit code."""
     say(bold(f"$ {shlex.join(step.command)}"))
     started = time.monotonic()
     code, interrupted = execute(step.command)
     if interrupted or code == STOPPED:
-        say("\nStopped. `make demo` goes on from here.")
+        say(f"\nStopped. `{again}` goes on from here.")
         return STOPPED
     if code != step.exit_code:
         say(f"\nThis command ended with exit code {code} instead of {step.exit_code}; the demo stops here.")
