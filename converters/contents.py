@@ -71,7 +71,7 @@ def contents(path: Path, every: bool = False, config: Path | None = None) -> Ite
 
 def _parameters(path: Path, config: Path | None) -> str:
     """What of this are parameters; or why that is not known."""
-    if is_peft(path) and config is None:  # all of it; the base, of which nothing is asked here, may be anywhere
+    if is_peft(path) and (path / WEIGHTS).is_file():  # all of it; of the base, which may be anywhere, nothing is asked
         places = safetensors.read_header(path / WEIGHTS)
         return str(Parameters(sum(math.prod(place.spec.shape) for place in places.values()), 0, 0))
     try:

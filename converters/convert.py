@@ -70,6 +70,7 @@ def _opened(source: Path, to: Format | None, options: Options) -> tuple[Source, 
     )
     other: Format = "megatron" if opened.view is not None or opened.kind == "peft" else "hf"
     direction = to or other
+    check_meaningful(options, direction, source, opened.kind)
     change = options.dtype or options.adapter or options.max_shard_bytes != Options.max_shard_bytes
     if direction == "hf" and opened.kind in ("hf", "peft") and not opened.decodes and not change:
         raise UserError(
@@ -82,7 +83,6 @@ def _opened(source: Path, to: Format | None, options: Options) -> tuple[Source, 
             f"{source} is a {NAMES[opened.kind]}; it cannot become --to {direction}.",
             f"Leave out --to, or say --to {other}, which is the other kind of adapter.",
         )
-    check_meaningful(options, direction, source, opened.kind)
     return opened, direction
 
 
