@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from hf_bridge.tuners.beginnings import START
 from hf_bridge.tuners.tuner import Attached
 from swift_mega.base.errors import UserError
 
@@ -85,7 +86,7 @@ def merged(base: nn.Module, attached: Iterable[Attached], names: set[str]) -> Me
             if one.name in names:
                 one.merge()
             one.detach()
-    _replace_layers(model, names, rounding)
+    _replace_layers(model, names | {name + START for name in names}, rounding)
     for attribute in ("_peft_hosts", "peft_config"):
         model.__dict__.pop(attribute, None)
     return Merged(model, rounding)

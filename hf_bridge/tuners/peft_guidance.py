@@ -17,6 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_bridge.tuners.activation import Activation
+from hf_bridge.tuners.beginnings import START
 
 
 class _Guided:
@@ -34,7 +35,8 @@ class _Guided:
             return []
         # Straight from nn.Module's own dict: this is asked several times a layer and forward pass.
         own = [self._modules[kind] for kind in self.adapter_layer_names if kind in self._modules]
-        return list(dict.fromkeys(name for one in own for name in one.keys() if name in at_work))  # noqa: SIM118
+        names = dict.fromkeys(name for one in own for name in one.keys())  # noqa: SIM118
+        return [name for name in names if name in at_work or name.removesuffix(START) in at_work]
 
     @property
     def active_adapter(self) -> list[str]:
@@ -67,7 +69,8 @@ class _GuidedModel:
         """Put `adapter_name` in the place of this model's other adapters; a trainer's copy works all by itself."""
         super().set_adapter(adapter_name, inference_mode)  # type: ignore[misc]
         self._beside = self.activation.everywhere - self.peft_config.keys() or self._beside
-        beside = self._beside if adapter_name in self.ours else frozenset()
+        starts = frozenset(name for name in self.peft_config if name.endswith(START))
+        beside = self._beside if adapter_name in self.ours else starts
         self.activation.everywhere = beside | {adapter_name}
 
     @contextmanager

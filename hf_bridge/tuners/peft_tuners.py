@@ -17,6 +17,7 @@ from torch import nn
 
 from hf_bridge.tuners.activation import Activation
 from hf_bridge.tuners.adalora import WHEN_TRAINING_BEGINS, AdaLoraCallback, averages
+from hf_bridge.tuners.beginnings import START, apart, doubled, joined, put_beside
 from hf_bridge.tuners.folder import check_fit
 from hf_bridge.tuners.peft_guidance import guide_layers, guide_model
 from hf_bridge.tuners.targets import ALL_LINEAR, IN_TUNERS, linear_names, names_of
@@ -66,14 +67,20 @@ class PeftAttached(Attached):
             self.host = _host(model, name, own, activation)
         except (ValueError, TypeError) as error:
             raise UserError(f"PEFT refuses `{name}`: {error}") from error
-        guide_layers(model, activation)
         self._replaced = originals.changed()
+        self._begun = bool(self._replaced) and _is_difference(own)
+        if self._begun:
+            originals.put_back()
+            put_beside(self.host, name)
+            self._replaced = []
+        guide_layers(model, activation)
         self.switchable = not self._replaced
         layers = self.host.prompt_encoder[name] if own.is_prompt_learning else model
         self._parameters = {
             parameter_name: parameter
             for parameter_name, parameter in layers.named_parameters()
-            if parameter.requires_grad or (own.inference_mode and id(parameter) not in before)
+            if parameter.requires_grad
+            or (own.inference_mode and id(parameter) not in before and START not in parameter_name)
         }
 
     @property
@@ -87,7 +94,8 @@ class PeftAttached(Attached):
     def detach(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # which adapter is active instead is not PEFT's to choose
-            self.host.delete_adapter(self.name)
+            for name in (self.name, self.name + START) if self._begun else (self.name,):
+                self.host.delete_adapter(name)
         _unwrap(self.model)
         with torch.no_grad():
             for parameter, original in self._replaced:
@@ -106,20 +114,22 @@ class PeftAttached(Attached):
         both = _saved_whole(self.model, {self.name, other.name})
         return both and f"both have a `{both}` of their own in the place of the model's"
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        """What PEFT saves of it → under the keys it has in a model with no other tuner: see `_plain`."""
-        others = {name for host in hosts(self.model).values() for name in host.peft_config} - {self.name}
+    def _state(self, adapter: str) -> dict[str, torch.Tensor]:
+        """What PEFT saves of one of its adapters; `_plain` makes a key what it is in a model with no other tuner."""
+        others = {name for host in hosts(self.model).values() for name in host.peft_config} - {adapter}
         state = self.host.state_dict()
         mine = {key: state[key] for key in state if not others & set(key.split("."))}
         # PEFT looks for resized embeddings in the base's config at the hub otherwise.
-        return dict(get_peft_model_state_dict(self.host, mine, self.name, save_embedding_layers=False))
+        return dict(get_peft_model_state_dict(self.host, mine, adapter, save_embedding_layers=False))
 
     def save(self, folder: Path) -> None:
         """Write a PEFT folder, as PeftModel.save_pretrained writes it for a model with no other tuner."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {_plain(key): tensor.detach().contiguous().clone() for key, tensor in self._state().items()}
+        state, config = self._state(self.name), copy.copy(self.peft_config)
+        if self._begun:
+            state, config = joined(state, self._state(self.name + START)), doubled(config)
+        state = {_plain(key): tensor.detach().contiguous().clone() for key, tensor in state.items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        config = copy.copy(self.peft_config)
         config.inference_mode = True
         if getattr(config, "exclude_modules", None) == IN_TUNERS.pattern:
             config.exclude_modules = None
@@ -136,12 +146,18 @@ class PeftAttached(Attached):
             self._load_training_state(folder)
             return
         saved = load_peft_weights(str(folder), device="cpu")
-        own = self._state()
+        if self._begun and load_config(folder).init_lora_weights is True:
+            saved, start = apart(saved)
+            self._put(folder, start, self.name + START)
+        self._put(folder, saved, self.name)
+
+    def _put(self, folder: Path, saved: dict[str, torch.Tensor], adapter: str) -> None:
+        own = self._state(adapter)
         if not getattr(self.peft_config, "rank_pattern", None):  # AdaLoRA's matrices take the shapes that it found
             check_fit(folder, saved, {_plain(key): tensor for key, tensor in own.items()})
         nested = {_plain(key): key for key in own}
         saved = {nested[key]: tensor for key, tensor in saved.items()}
-        set_peft_model_state_dict(self.host, saved, adapter_name=self.name)
+        set_peft_model_state_dict(self.host, saved, adapter_name=adapter)
 
     @property
     def _leaves_out(self) -> bool:
@@ -252,6 +268,11 @@ def _inner_of_empty(module: nn.Module) -> nn.Module | None:
     return None
 
 
+def _is_difference(config: PeftConfig) -> bool:
+    """Whether W_res + s·BA is W + s·BA − s·B₀A₀: not with LoftQ, whose W_res is quantised, nor as DoRA scales it."""
+    return config.init_lora_weights != "loftq" and not config.use_dora and config.bias == "none"
+
+
 class _Originals:
     """Weights that the beginning of PiSSA, OLoRA, LoftQ … replaces, kept for the way back."""
 
@@ -262,6 +283,12 @@ class _Originals:
     def changed(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
         """(parameter, what it was)."""
         return [(now, was) for now, was in self._kept if not torch.equal(now.data, was)]
+
+    def put_back(self) -> None:
+        """Have them in the model again."""
+        with torch.no_grad():
+            for now, was in self.changed():
+                now.copy_(was)
 
 
 def load_config(folder: Path) -> PeftConfig:

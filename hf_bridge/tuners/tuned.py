@@ -23,6 +23,7 @@ from torch import nn
 
 from hf_bridge.tuners import folder as own_folder
 from hf_bridge.tuners.activation import Activation
+from hf_bridge.tuners.beginnings import START
 from hf_bridge.tuners.merging import Merged, merged
 from hf_bridge.tuners.offload import Offloaded
 from hf_bridge.tuners.registry import tuner_of
@@ -72,7 +73,8 @@ class TunedModel:
     @property
     def model(self) -> nn.Module:
         """What a Trainer takes: a PeftModel where a tuner is PEFT's, which TRL's trainers know, else the model."""
-        found: list[nn.Module] = [one.host for one in self.attached.values() if hasattr(one, "host")]
+        named = sorted(self.attached.values(), key=lambda one: one.name != "default")
+        found: list[nn.Module] = [one.host for one in named if hasattr(one, "host")]
         return ([host for host in found if host._is_prompt_learning] or found or [self.base])[0]
 
     def _at_work(self) -> Any:
@@ -133,10 +135,10 @@ class TunedModel:
         if name in self.attached:
             raise UserError(f"The model has a tuner `{name}` already.", "Choose another name.")
         parts = {part for module_name, _ in self.base.named_modules() for part in module_name.split(".")}
-        if not name or "." in name or "/" in name or name in parts:
+        if not name or "." in name or "/" in name or name.endswith(START) or name in parts:
             raise UserError(
                 f"`{name}` cannot be a tuner's name: it stands in the names of parameters and folders.",
-                "Choose one without dots and slashes that is no part of a module's name.",
+                f"Choose one without dots and slashes that is no part of a module's name and does not end in {START}.",
             )
 
     def _known(self, names: tuple[str, ...]) -> list[str]:
@@ -325,7 +327,8 @@ def prepare_model(
     """
     tuned = model if isinstance(model, TunedModel) else TunedModel(model)
     with ExitStack() as undo:
-        for name in sorted(tuners, key=lambda name: not tuner_of(tuners[name]).first):
+        # `default` comes last: TRL's trainers add a copy of it, which PEFT puts into the outermost layers.
+        for name in sorted(tuners, key=lambda name: (not tuner_of(tuners[name]).first, name == "default")):
             tuned.attach(name, tuners[name], active=active is None or name in active)
             undo.callback(tuned.detach, name)
         undo.pop_all()

@@ -18,7 +18,7 @@ from hf_bridge.tuners.tuned import TunedModel, from_pretrained, prepare_model
 from swift_mega.base.errors import UserError
 from tests.hf_bridge.tuners.trained import config_of, logits, move, tuned_with
 
-IN_LAYERS = ("vera", "lora", "dora", "adalora", "ia3", "boft", "fourierft", "loha", "lokr")
+IN_LAYERS = ("vera", "lora", "pissa", "dora", "adalora", "ia3", "boft", "fourierft", "loha", "lokr")
 """VeRA first: PEFT wants to see plain layers when it comes."""
 
 
@@ -43,7 +43,9 @@ def _config(kind: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "kinds", [(*IN_LAYERS, "prompt"), ("vera", *IN_LAYERS[:0:-1], "prefix")], ids=["there", "back"]
+    "kinds",
+    [(*IN_LAYERS, "prompt"), pytest.param(("vera", *IN_LAYERS[:0:-1], "prefix"), marks=pytest.mark.slow)],
+    ids=["there", "back"],
 )
 def test_each_of_many_gives_what_it_gives_alone(kinds: tuple[str, ...], llama: Any, ids: torch.Tensor) -> None:
     plain = copy.deepcopy(llama)
@@ -71,7 +73,7 @@ def test_every_pair_in_one_layer(first: str, llama: Any, ids: torch.Tensor, tmp_
         tuned.save_pretrained(tmp_path / second)
         for kind in (first, second):
             theirs = peft.PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / second / kind)
-            assert torch.equal(logits(theirs, ids), alone(llama, kind, ids)), (first, second)
+            torch.testing.assert_close(logits(theirs, ids), alone(llama, kind, ids), rtol=1e-4, atol=1e-3)
 
 
 def test_two_threads_have_a_tuner_each(llama: Any, ids: torch.Tensor) -> None:
@@ -196,25 +198,31 @@ def test_training_goes_on_from_a_folder(llama: Any, ids: torch.Tensor, tmp_path:
     assert again.trainable.count == pytest.approx(again.trainable.share * everything)
 
 
-def test_trl_finds_its_reference(llama: Any, ids: torch.Tensor) -> None:
+@pytest.mark.parametrize("kind", ["lora", "pissa"])
+def test_trl_finds_its_reference(kind: str, llama: Any, ids: torch.Tensor) -> None:
     """TRL's trainers take `default`, add a copy of it named `ref`, and choose between them, or disable all."""
     from trl.trainer.utils import use_adapter
 
     plain = copy.deepcopy(llama)
-    tuned = prepare_model(llama, {"default": _config("lora"), "other": _config("ia3")})
+    tuned = prepare_model(llama, {"default": _config(kind), "other": _config("ia3")})
     model: Any = tuned.model
     assert isinstance(model, peft.PeftModel)
     model.add_adapter("ref", model.peft_config["default"])
+    model.eval()  # its dropout is new
+    parameters = dict(model.named_parameters())
+    for name in parameters:
+        if ".default." in name:
+            parameters[name.replace(".default.", ".ref.")].data.copy_(parameters[name].data)
     for seed, name in enumerate(("default", "other")):
         move(tuned, name, seed)
     tuned_logits = logits(model, ids)
     with use_adapter(model, "ref"):
-        assert torch.equal(logits(model, ids), logits(plain, ids))
+        torch.testing.assert_close(logits(model, ids), logits(plain, ids), rtol=1e-4, atol=1e-3)
     assert torch.equal(logits(model, ids), tuned_logits)
     with use_adapter(model, None):
         assert torch.equal(logits(model, ids), logits(plain, ids))
     assert torch.equal(logits(model, ids), tuned_logits)
-    assert tuned.active == ["default", "other"]
+    assert set(tuned.active) == {"default", "other"}
 
 
 def test_a_copy_of_a_tuned_model_works(llama: Any, ids: torch.Tensor) -> None:
