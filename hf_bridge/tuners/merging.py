@@ -103,8 +103,10 @@ def _check(base: nn.Module, one: Attached, names: set[str]) -> None:
         )
     uses = Counter(id(parameter) for _, parameter in base.named_parameters(remove_duplicate=False))
     for name, layer in base.named_modules():
-        if isinstance(layer, BaseTunerLayer) and names & set(layer._all_available_adapter_names()):
-            weights = dict(layer.get_base_layer().named_parameters(recurse=False))
+        whole = isinstance(layer, AuxiliaryTrainingWrapper) and names & layer._adapters
+        if whole or (isinstance(layer, BaseTunerLayer) and names & set(layer._all_available_adapter_names())):
+            inner = layer.original_module if whole else layer.get_base_layer()
+            weights = dict(inner.named_parameters(recurse=False))
             if not weights or not all(weight.is_floating_point() for weight in weights.values()):
                 raise UserError(
                     f"`{one.name}` cannot be merged exactly: `{name}` is quantised, and the sum would be rounded to "
@@ -136,7 +138,7 @@ def _saved_module(wrapper: Any, names: set[str], path: str, rounding: list[Round
     if not names & wrapper._adapters:
         return original
     if not hasattr(wrapper, "modules_to_save"):
-        return _rounded(original, wrapper.token_adapter.get_base_layer(), path, rounding)
+        return _plain_layer(wrapper.token_adapter, names, path, rounding)
     (name,) = names & wrapper._adapters
     trained = copy.deepcopy(wrapper.modules_to_save[name]).double()
     return _rounded(original, trained, path, rounding)

@@ -21,22 +21,41 @@ from hf_bridge.tuners.beginnings import START
 
 
 class _Guided:
-    """What a guided layer answers in the place of PEFT's own state."""
+    """What a guided layer answers in the place of PEFT's own state; asked several times a layer and forward pass."""
 
     activation: Activation
     adapter_layer_names: tuple[str, ...]
     _modules: dict[str, Any]
+    _disable_adapters: bool
+    _known: tuple[frozenset[str], list[str]] = (frozenset(), [])
+    """The last answer, and what it was for."""
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT calls it whenever the layer has got or lost an adapter."""
+        self._known = _Guided._known
+        super().set_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def _has(self, name: str) -> bool:
+        held = map(self._modules.get, self.adapter_layer_names)
+        return any(name in one for one in held if one is not None)
 
     @property
     def active_adapters(self) -> list[str]:
-        """Those of the layer that are at work, in the order in which they came."""
+        """Those of the layer that are at work; in the order of their names, so that sums come out alike."""
         at_work = self.activation.names
-        if not at_work:
-            return []
-        # Straight from nn.Module's own dict: this is asked several times a layer and forward pass.
-        own = [self._modules[kind] for kind in self.adapter_layer_names if kind in self._modules]
-        names = dict.fromkeys(name for one in own for name in one.keys())  # noqa: SIM118
-        return [name for name in names if name in at_work or name.removesuffix(START) in at_work]
+        known = self._known  # once: another thread may write it
+        if known[0] is not at_work:
+            known = self._known = (at_work, self._find(at_work))
+        return known[1]
+
+    def _find(self, at_work: frozenset[str]) -> list[str]:
+        found = []
+        for name in sorted(at_work):
+            if self._has(name):
+                found.append(name)
+                if self._has(name + START):
+                    found.append(name + START)
+        return found
 
     @property
     def active_adapter(self) -> list[str]:
@@ -44,7 +63,16 @@ class _Guided:
 
     @property
     def disable_adapters(self) -> bool:
-        return bool(super().disable_adapters) or not self.active_adapters  # type: ignore[misc]
+        return self._disable_adapters or not self.active_adapters
+
+
+class _GuidedWrapper(_Guided):
+    """The same around a module that is trained whole, or some of whose rows are."""
+
+    _adapters: set[str]
+
+    def _has(self, name: str) -> bool:
+        return name in self._adapters
 
 
 class _GuidedModel:
@@ -112,7 +140,7 @@ def guide_layers(model: nn.Module, activation: Activation) -> None:
     for module in model.modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and not isinstance(module, _Guided):
             kind: Any = type(module)
-            module.__class__ = _subclass(_Guided, kind)
+            module.__class__ = _subclass(_Guided if isinstance(module, BaseTunerLayer) else _GuidedWrapper, kind)
             module.activation = activation
 
 

@@ -93,9 +93,11 @@ def test_a_tied_weight_is_not_merged(tiny_model: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     tied = AutoModelForCausalLM.from_pretrained(tiny_model("qwen2-tied"))
-    tuned = prepare_model(tied, {"mine": config_of("lora", target_modules=["embed_tokens"])})
-    with pytest.raises(UserError, match="is tied to another layer"):
-        tuned.merged()
+    for options in ({"target_modules": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}):
+        tuned = prepare_model(tied, {"mine": config_of("lora", **options)})
+        with pytest.raises(UserError, match="is tied to another layer"):
+            tuned.merged()
+        tuned.detach()
 
 
 def test_a_merged_model_is_saved_as_any(llama: Any, ids: torch.Tensor, tmp_path: Any) -> None:

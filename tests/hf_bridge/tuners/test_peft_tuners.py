@@ -85,6 +85,22 @@ def test_one_that_peft_saved_is_read(kind: str, llama: Any, ids: torch.Tensor, t
     same(kind, logits(here, ids), logits(theirs, ids))
 
 
+def test_single_tokens_of_the_embedding(llama: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    """PEFT's trainable_token_indices, which wraps the embedding beside LoRA."""
+    tuned = prepare_model(
+        copy.deepcopy(llama), {"mine": config_of("lora", trainable_token_indices=ids[0, :4].tolist())}
+    )
+    move(tuned, "mine")
+    assert any("trainable_tokens" in name for name in tuned.attached["mine"].parameters())
+    tuned.save_pretrained(tmp_path)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path)
+    assert torch.equal(logits(tuned, ids), logits(theirs, ids))
+    torch.testing.assert_close(logits(tuned.merged().model, ids), logits(tuned, ids), rtol=0, atol=1e-4)
+    with tuned.using():
+        assert torch.equal(logits(tuned, ids), logits(llama, ids))
+    assert torch.equal(logits(tuned.detach(), ids), logits(llama, ids))
+
+
 @pytest.mark.parametrize("kind", ["pissa", "olora"])
 def test_what_is_subtracted_lies_beside_the_weights(kind: str, llama: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     plain = copy.deepcopy(llama)
