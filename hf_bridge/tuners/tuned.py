@@ -10,6 +10,7 @@ tuned = from_pretrained(model, "tuned")
 import json
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -61,6 +62,7 @@ class TunedModel:
         self.activation = Activation()
         self._offloaded: dict[str, Offloaded] = {}
         self._moving = threading.Lock()
+        self._used_here: Counter[str] = Counter()
         self._trained_before = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,8 +172,15 @@ class TunedModel:
     @contextmanager
     def using(self, *names: str) -> Iterator["TunedModel"]:
         """Inside, and in this thread alone, these are at work and no others: for inference."""
-        with self.activation.only(self._choice(names)):
-            yield self
+        chosen = self._choice(names)
+        with self._moving:
+            self._used_here.update(chosen)
+        try:
+            with self.activation.only(chosen):
+                yield self
+        finally:
+            with self._moving:
+                self._used_here.subtract(chosen)
 
     def _choice(self, names: tuple[str, ...]) -> frozenset[str]:
         chosen = self._known(names)
@@ -205,9 +214,11 @@ class TunedModel:
         (name,) = self._known((name,))
         if not self.attached[name].switchable:
             raise UserError(f"`{name}` is the model's own weights.", "Move the model.")
-        if name in self.activation:
-            raise UserError(f"`{name}` is at work.", f"Deactivate it first: tuned.deactivate({name!r}).")
         with self._moving:
+            if name in self.activation.everywhere or self._used_here[name]:
+                raise UserError(
+                    f"`{name}` is at work.", f"Deactivate it first, tuned.deactivate({name!r}), or leave its `using`."
+                )
             if name not in self._offloaded:
                 self._offloaded[name] = Offloaded(self.attached[name].parameters(), to)
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_bridge.tuners.full import FullConfig
+from hf_bridge.tuners.registry import MODULES
 from hf_bridge.tuners.tuned import TunedModel, from_pretrained, prepare_model
 from swift_mega.base.errors import UserError
 from tests.hf_bridge.tuners.trained import config_of, logits, move, tuned_with
+from tests.support.readme_tables import README
 
 IN_LAYERS = ("vera", "lora", "pissa", "dora", "adalora", "ia3", "boft", "fourierft", "loha", "lokr")
 """VeRA first: PEFT wants to see plain layers when it comes."""
@@ -167,6 +170,8 @@ def test_what_is_away_comes_back(to: Any, llama: Any, ids: torch.Tensor) -> None
     assert {id(one) for one in parameters.values()} <= {id(one) for one in llama.parameters()}
     with pytest.raises(UserError, match="`ia3` is at work"):
         tuned.offload("ia3", to)
+    with tuned.using("lora"), pytest.raises(UserError, match="`lora` is at work"):
+        tuned.offload("lora", to)
 
 
 def test_several_are_kept_apart(llama: Any, ids: torch.Tensor, tmp_path: Path) -> None:
@@ -336,3 +341,13 @@ def test_the_head_of_a_classifier_is_trained_too(llama: Any) -> None:
     assert any("score" in name for name in tuned.attached["default"].parameters())
     assert isinstance(tuned.model, peft.PeftModelForSequenceClassification)
     assert not isinstance(tuned.model.score, nn.Linear)
+
+
+def test_what_readme_shows(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = README.read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```python\n(from peft import.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(shown.replace("Qwen/Qwen3-1.7B", str(tiny_model("qwen3-tied"))), {})
+    assert peft.PeftConfig.from_pretrained("tuned/lora").r == 8
+    named = set(re.findall(r"`([a-z0-9+-]+)`", text.partition("| PEFT's |")[2].partition("\n\n")[0]))
+    assert named - {"freeze"} == MODULES.keys()
