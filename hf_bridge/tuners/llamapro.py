@@ -15,6 +15,7 @@ all others. `save_expanded` writes what the paper ends with: a plain folder of a
 
 import copy
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,11 @@ class LLaMAPro(Beside):
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
             rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-            # Not block(…): with gradient checkpointing this runs inside what is computed again for the layer already.
-            after = nn.Module.__call__(block, hidden, *args[1:], **rest)
+            # Blocks may be trained in fp32 in a model of fewer bits.
+            mixed = next(block.parameters()).dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type)
+            with torch.autocast(hidden.device.type, hidden.dtype) if mixed else nullcontext():
+                # Not block(…): with gradient checkpointing this runs inside what is computed again for the layer.
+                after = nn.Module.__call__(block, hidden, *args[1:], **rest)
             nonlocal first
             if first and _is_new(block):
                 _check_identity(layer, hidden, after)

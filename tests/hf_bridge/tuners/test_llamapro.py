@@ -93,6 +93,20 @@ def test_copies_have_neither_lora_nor_hooks(tiny_model: Callable[..., Path]) -> 
     assert not any(module._forward_hooks for module in attached.parts.modules())
 
 
+def test_blocks_in_fp32_in_a_model_of_bf16(tiny_model: Callable[..., Path]) -> None:
+    model = own.load(tiny_model("llama"), torch.bfloat16)
+    attached = expanded(model)
+    own.disturb(attached)
+    expected = own.logits(model, tiny.tokens(101))
+    for param in attached.parameters().values():
+        param.data = param.data.float()
+    mixed = own.logits(model, tiny.tokens(101))
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed, expected, rtol=0.05, atol=0.3)
+    own.loss(model.train(), tiny.tokens(101)).backward()
+    assert all(param.grad is not None and param.grad.dtype == torch.float32 for param in attached.parameters().values())
+
+
 def test_with_another_tuner_it_is_not_written(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     model = own.load(tiny_model("llama"))
     own.attach(model, "adapter")
