@@ -60,6 +60,7 @@ class Attached(abc.ABC):
 
     def let_go(self) -> None:  # noqa: B027 - most change nothing besides
         """Undo what it changed besides modules and weights: for a model that it has been merged into."""
+        return None
 
     def conflict(self, other: "Attached") -> str | None:
         """Why it cannot be at work at the same time as `other`; None: it can."""

@@ -31,7 +31,8 @@ def config(name: str) -> Any:
 
 def trained(model: Any, tuners: dict[str, Any]) -> Any:
     tuned = prepare_model(model, tuners)
-    optimizer = torch.optim.AdamW(tuned.parameter_groups(0.01, 0.0) or [torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    groups = tuned.parameter_groups(0.01, 0.0) or [{"params": [torch.nn.Parameter(torch.zeros(1))]}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
     model.train()
     for _ in range(2):
         own.loss(tuned, TOKENS).backward() if tuned.trainable.count else None
