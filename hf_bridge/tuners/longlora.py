@@ -26,6 +26,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.trainer_callback import TrainerCallback
 
 from hf_bridge.tuners import anatomy
 from hf_bridge.tuners.activation import Activation
@@ -82,6 +83,9 @@ class LongLoRA(PeftAttached):
         """G for a sequence of so many tokens."""
         return max(2, 2 * -int(-tokens * self.config.group_ratio // 2))
 
+    def callbacks(self) -> list[Any]:
+        return [*super().callbacks(), StillSparse(self._text)]
+
     def let_go(self) -> None:
         _LIVE.discard(self)
         if not any(tuner._text is self._text for tuner in _LIVE):
@@ -90,6 +94,20 @@ class LongLoRA(PeftAttached):
     def detach(self) -> None:
         self.let_go()
         super().detach()
+
+
+class StillSparse(TrainerCallback):  # type: ignore[misc]
+    """Refuses to train a model whose attention somebody has replaced since, as sequence parallelism does."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        if not self.config._attn_implementation.startswith(PREFIX):
+            raise UserError(
+                f"longlora: the model's attention is `{self.config._attn_implementation}` now, which is not in groups.",
+                "Train without sequence parallelism, or with `lora`.",
+            )
 
 
 def embeddings_and_norms(model: nn.Module) -> set[str]:

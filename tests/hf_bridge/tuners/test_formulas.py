@@ -199,6 +199,14 @@ def test_longlora_trains_embeddings_and_norms(model: Any) -> None:
     assert "lm_head" not in names
 
 
+def test_longlora_refuses_attention_that_was_replaced_since(model: Any) -> None:
+    (still_sparse,) = own.attach(model, "longlora").callbacks()
+    still_sparse.on_train_begin()
+    model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match="attention is `eager` now"):
+        still_sparse.on_train_begin()
+
+
 def test_longlora_refuses_other_attention(model: Any) -> None:
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match=r"loaded with `flash_attention_2`.*\n.*attn_implementation=sdpa"):
