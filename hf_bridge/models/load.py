@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -251,16 +252,20 @@ def _own_report() -> Iterator[None]:
     """Without transformers' table of keys, which `_check_complete` reads; and without its bar in a log file."""
     from transformers.utils import logging
 
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logger, bar = logging.get_logger("transformers.modeling_utils"), logging.is_progress_bar_enabled()
+    logger.addFilter(_is_no_report)
     if not (is_main() and sys.stderr.isatty()):
         logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        logger.removeFilter(_is_no_report)
         if bar:
             logging.enable_progress_bar()
+
+
+def _is_no_report(record: LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _check_complete(model: Any, report: dict[str, Any], folder: Path, task: Task) -> None:

@@ -13,6 +13,7 @@ import torch
 from hf_bridge.models.config import LoadingConfig, Task
 from hf_bridge.models.load import load_model
 from swift_mega.base.errors import UserError
+from tests.support import tiny, tiny_dense, tiny_hybrid, tiny_moe, tiny_quantised
 from tests.support.tiny import COMMON
 
 Changed = Callable[..., Path]
@@ -174,3 +175,39 @@ def test_code_of_its_own(changed: Changed, monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(UserError, match="brings its own Python code"):
         load_model(str(made))
     assert type(load_model(str(made), LoadingConfig(trust_remote_code=True)).model).__name__ == "Own"
+
+
+def test_old_buffers_are_no_mistake(changed: Changed, folder: Path) -> None:
+    """Llama 2's folders hold the frequencies of its rotary embedding."""
+    frequencies = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(8) for n in range(2)}
+    found = load_model(str(changed(lambda tensors: tensors.update(frequencies)))).model
+    assert torch.equal(logits(found), logits(load_model(str(folder)).model))
+
+
+def loads_whole(name: str, made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model of a family, beside a tokenizer that is another's."""
+    monkeypatch.setattr("hf_bridge.models.load.check_vocabulary", lambda *_: None)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / file, made)
+    model = load_model(str(made)).model
+    assert logits(model).isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", ["fp8", "mxfp4"])
+def test_quantised_weights_that_become_plain(
+    kind: str, tiny_model: Callable[..., Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "fp8":
+        made = tiny_quantised.fp8(tiny_model("qwen3-bias"), tmp_path / "fp8", (16, 16))
+    else:
+        made = tiny_quantised.gpt_oss(tmp_path)
+    loads_whole(kind, made, folder, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [*tiny_dense.MODELS, *tiny_moe.MODELS, *tiny_hybrid.MODELS, *tiny_hybrid.CONVERTED_ONLY]
+)
+def test_every_family_loads_whole(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not name.startswith(tuple(tiny_dense.REMOTE)):
+        loads_whole(name, tiny.save(name, tmp_path / name), folder, monkeypatch)
