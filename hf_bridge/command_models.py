@@ -10,6 +10,7 @@ Any other model that transformers has code for loads as well, with its own chat 
 # Read by --help, so without transformers until it runs.
 
 import argparse
+from pathlib import Path
 
 from swift_mega.base.console import counted, say
 from swift_mega.base.errors import UserError, nearest
@@ -28,11 +29,11 @@ def run(args: argparse.Namespace) -> int:
     if args.what is None:
         _list()
         return 0
-    found = MODEL_TYPES.get(args.what) or of_id(args.what)
+    found = MODEL_TYPES.get(args.what) or of_id(args.what)  # a folder of that name is written `./name`
     if found is not None:
         _show(found.name)
         return 0
-    if "/" not in args.what:
+    if "/" not in args.what and not Path(args.what).is_dir():
         raise UserError(f"there is no model type `{args.what}`.", nearest(args.what, MODEL_TYPES))
     _recognise(args.what)
     return 0

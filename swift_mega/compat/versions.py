@@ -17,6 +17,9 @@ OPTIONAL = {
     "wandb": "log.wandb_project",
     "modelscope-hub": "models and datasets written `ms::NAME`",
     "gguf": "reading GGUF models with transformers; `make demo` needs it",
+    "bitsandbytes": "`--loading.quantization bnb-…`, optimizers in 8 bits",
+    "hqq": "`--loading.quantization hqq-…`",
+    "torchao": "`--loading.quantization torchao-…`",
     "gigatoken": "a faster tokenizer for `swift-mega data build`",
 }
 """Package → what is lost without it."""
