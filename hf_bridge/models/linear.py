@@ -14,8 +14,17 @@ def linear_names(model: Any) -> list[str]:
     Args:
         model: of transformers.
     """
-    body = f"{model.base_model_prefix}."
-    return [name for name, module in model.named_modules() if name.startswith(body) and is_linear(module)]
+    inside = body(model)
+    return [name for name, module in model.named_modules() if name.startswith(inside) and is_linear(module)]
+
+
+def body(model: Any) -> str:
+    """How the names of all that is in a model but its head begin: `model.`, say.
+
+    It is where the embeddings are. `base_model_prefix` is not it everywhere: Llama 4 has `language_model` there.
+    """
+    embeddings = model.get_input_embeddings()
+    return next(f"{name}." for name, child in model.named_children() if embeddings in child.modules())
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hf_bridge.models.config import LoadingConfig, Task
+from hf_bridge.models.linear import body
 from hf_bridge.models.qat import prepare_qat
 from hf_bridge.models.quantisation import check_saved, quantisation, quantise
 from hf_bridge.models.recognise import Recognised, recognise
@@ -270,11 +271,11 @@ def _is_no_report(record: LogRecord) -> bool:
 
 def _check_complete(model: Any, report: dict[str, Any], folder: Path, task: Task) -> None:
     """The model is all from the checkpoint, and the checkpoint all in the model; but not the head of another task."""
-    body = f"{model.base_model_prefix}."
+    inside = body(model)
     missing, unexpected = report["missing_keys"], report["unexpected_keys"]
-    head = {key for key in missing if task != "causal_lm" and not key.startswith(body)}
+    head = {key for key in missing if task != "causal_lm" and not key.startswith(inside)}
     # The head that the checkpoint was saved with, in the place of which there is another.
-    former = {key for key in unexpected if head and not key.startswith(body)}
+    former = {key for key in unexpected if head and not key.startswith(inside)}
     for what, keys in (
         ("lacks", missing - head),
         ("has, and the model has not,", unexpected - former),

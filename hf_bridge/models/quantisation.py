@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hf_bridge.models.linear import replace_linears
+from hf_bridge.models.linear import linear_names, replace_linears
+from swift_mega.base.console import say
 from swift_mega.base.errors import UserError, nearest
 
 
@@ -246,7 +247,22 @@ def check_packages(what: str, packages: tuple[str, ...], install: str) -> None:
 
 
 def quantise(model: Any, asked: Quantisation, dtype: torch.dtype) -> None:
-    """Replace the linear layers of a loaded model, but for its head, where transformers has not done it."""
-    if asked.linear is not None:
-        linear = asked.linear
+    """Replace the linear layers of a loaded model, but for its head, where transformers has not done it.
+
+    Experts that lie in one tensor, as transformers 5 has them, are no linear layers to any of these libraries: they
+    stay as they are, which is said.
+    """
+    if (linear := asked.linear) is not None:
         replace_linears(model, lambda layer: linear(layer, dtype))
+    experts = [parameter.numel() for name, parameter in model.named_parameters() if _is_of_experts(name, parameter)]
+    if experts:
+        layers = [model.get_submodule(name) for name in linear_names(model)]
+        share = sum(experts) / (sum(experts) + sum(layer.in_features * layer.out_features for layer in layers))
+        say(
+            f"`{asked.name}` leaves the experts as they are, {share:.0%} of what it is for: no library here takes them."
+        )
+
+
+def _is_of_experts(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter holds a matrix for each expert."""
+    return "experts" in name and parameter.dim() == 3

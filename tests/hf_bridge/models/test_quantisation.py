@@ -1,5 +1,6 @@
 """A quantised model computes what its weights, given back in full, multiply to; and a gradient passes it whole."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_bridge.models.config import LoadingConfig
-from hf_bridge.models.linear import is_linear, linear_names
+from hf_bridge.models.linear import linear_names
 from hf_bridge.models.load import load_model
 from hf_bridge.models.quantisation import QUANTISATIONS, check_trains
 from hf_bridge.models.support import TABLE_2
@@ -84,14 +85,28 @@ def test_a_new_head_stays_exact(folder: Path) -> None:
         assert type(model.score) is nn.Linear and type(model.score.weight) is nn.Parameter
 
 
-def test_experts_are_no_linear_layers() -> None:
+def test_experts_stay_as_they_are_and_that_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = AutoConfig.for_model("mixtral", vocab_size=32, num_key_value_heads=2, num_local_experts=2, **sizes)
-    model = AutoModelForCausalLM.from_config(config)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("mixtral", vocab_size=300, num_key_value_heads=2, num_local_experts=2, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), LoadingConfig(quantization="bnb-nf4")).model
     assert {name.rpartition(".")[2] for name in linear_names(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert not is_linear(model.model.norm)
+    # 2 experts × 3 matrices to the 4 of attention.
+    assert "leaves the experts as they are, 60%" in capsys.readouterr().out
+
+
+def test_the_head_is_found_where_the_prefix_is_another(tiny_model: Callable[..., Path]) -> None:
+    """transformers calls Llama 4's body `language_model`, and it is in `model`."""
+    from transformers import AutoModelForCausalLM
+
+    names = linear_names(AutoModelForCausalLM.from_pretrained(tiny_model("llama4")))
+    assert len(names) > 4 and all(name.startswith("model.layers.") for name in names)
 
 
 @pytest.mark.parametrize(
