@@ -6,6 +6,7 @@ import torch
 
 from hf_bridge.methods import output
 from hf_bridge.methods.config import TuneConfig
+from hf_bridge.parallel.presets import arguments as sharding
 from swift_mega.base.errors import UserError
 
 NEVER = 1 << 40
@@ -53,6 +54,7 @@ def training_arguments(config: TuneConfig, *, held_out: bool, resumed: bool) -> 
         "logging_steps": train.logging_steps,
         "logging_nan_inf_filter": False,
         "report_to": [],
+        **sharding(config.parallel),
         "disable_tqdm": True,
         "log_level": "error",
     }

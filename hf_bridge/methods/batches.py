@@ -54,12 +54,10 @@ class Collator:
     Attributes:
         pad: token id that fills up.
         channels: names, for `channels` in the batch; none: it has none.
-        whole: as `hf_bridge.parallel.layout.Layout.split` takes it: labels and weights where their tokens are.
     """
 
     pad: int
     channels: list[str] = field(default_factory=list)
-    whole: bool = False
 
     def __call__(self, sequences: Sequence[Sequence[Example]]) -> dict[str, torch.Tensor]:
         """The batch.
@@ -77,8 +75,6 @@ class Collator:
         length = max(sum(example.tokens for example in sequence) for sequence in sequences)
         rows = [self._row(sequence, length) for sequence in sequences]
         batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
-        if self.whole:
-            return batch
         kept = (batch["shift_labels"] != IGNORED).any(0).nonzero()[:, 0]
         return {**batch, "logits_to_keep": kept}
 
@@ -93,10 +89,10 @@ class Collator:
         weights[:used] = np.concatenate([np.frombuffer(example.weights, np.float32) for example in sequence])
         weights[positions == 0] = 0
         labels = np.where(weights != 0, joined.tokens, IGNORED)
-        row = {"input_ids": joined.tokens, "position_ids": positions, "segments": joined.segments}
-        if self.whole:
-            return {**row, "labels": labels, "loss_weights": weights}
-        row |= {
+        row = {
+            "input_ids": joined.tokens,
+            "position_ids": positions,
+            "segments": joined.segments,
             "shift_labels": np.append(labels[1:], IGNORED),
             "loss_weights": np.append(weights[1:], np.float32(0)),
             "num_tokens": np.int64(used),

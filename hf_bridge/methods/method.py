@@ -48,6 +48,7 @@ class Method:
             tokens seen since the first step by all processes, gets its speed reported.
         template: declared one, where the run names none, in the place of the model's own.
         long_rows: where the run does not say.
+        shares_sequences: whether its loss is a sum over tokens, which processes can share.
     """
 
     name: str
@@ -57,3 +58,4 @@ class Method:
     trainer: Callable[[Setup, Any, Any], Any]
     template: str | None = None
     long_rows: LongRows = "drop"
+    shares_sequences: bool = False

@@ -59,4 +59,5 @@ PRETRAIN = Method(
     trainer=token_trainer,
     template="plain",
     long_rows="split",
+    shares_sequences=True,
 )

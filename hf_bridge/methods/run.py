@@ -40,6 +40,8 @@ from hf_bridge.methods.output import Outcome
 from hf_bridge.models.load import load_model, read_raw_config
 from hf_bridge.models.quantisation import check_trains
 from hf_bridge.models.recognise import recognise
+from hf_bridge.parallel.presets import check as check_parallel
+from hf_bridge.parallel.presets import ready
 from hf_bridge.templates.encoding import Encoder, encoder
 from hf_bridge.tuners.chosen import tuners_of
 from hf_bridge.tuners.tuned import TunedModel, prepare_model
@@ -47,6 +49,7 @@ from swift_mega.base.console import counted, is_main, say
 from swift_mega.base.errors import UserError
 from swift_mega.base.hub import resolve_model
 from swift_mega.base.metrics import MetricsWriter
+from swift_mega.compat.accelerate_cpu import leave_deepspeed
 from swift_mega.data.tokenizer import load_tokenizer
 from swift_mega.parallel.agree import on_main
 
@@ -66,6 +69,7 @@ def run(config: TuneConfig, method: Method, callbacks: Sequence[Any] = ()) -> Ou
     PartialState(cpu=not torch.cuda.is_available())  # joins the job, if there is one
     try:
         config = resolved(config, method)
+        _check_parallel(config, method)
         on_main(lambda: output.run_folder(config, method.name).check())
         setup, data = prepared(config, method)
         with ExitStack() as folder:
@@ -73,6 +77,7 @@ def run(config: TuneConfig, method: Method, callbacks: Sequence[Any] = ()) -> Ou
             on_main(lambda: folder.enter_context(owner.opened()))
             return _run(setup, method, data, owner, callbacks)
     finally:
+        leave_deepspeed()
         if dist.is_initialized() and not joined_before:
             dist.destroy_process_group()
 
@@ -139,9 +144,12 @@ def _run(setup: Setup, method: Method, data: dict[str, Any], owner: Any, callbac
         return Outcome(output.step_of(resume), "", output.model_folder(config))
     arguments = training_arguments(config, held_out=valid is not None, resumed=resume is not None)
     transformers.set_seed(config.train.seed)
+    # ZeRO-3 shards weights while they are loaded, and looks here for how.
+    options = transformers.TrainingArguments(**arguments)
     model = load_model(config.model, config.loading, method.task)
     own_weights = {id(parameter) for parameter in model.model.parameters()}
     tuned = prepare_model(model.model, tuners_of(config.tuner, config.tuning))
+    _check_shardable(tuned, config, own_weights)
     _train_in_float32(tuned, config)
     trainable = tuned.trainable
     say(f"{trainable.count:,} parameters are trained, {trainable.share:.2%} of the model.")
@@ -158,7 +166,7 @@ def _run(setup: Setup, method: Method, data: dict[str, Any], owner: Any, callbac
             tokenizer=model.tokenizer,
             arguments=arguments,
             callbacks=(*own, *callbacks),
-            optimizer=_optimizer(tuned, arguments),
+            optimizer=_optimizer(tuned, options, config),
         )
         trainer = method.trainer(setup, train, valid)
         trainer.tuned = tuned
@@ -181,13 +189,50 @@ def _train_in_float32(tuned: TunedModel, config: TuneConfig) -> None:
             parameter.data = parameter.data.float()
 
 
-def _optimizer(tuned: TunedModel, arguments: dict[str, Any]) -> torch.optim.Optimizer | None:
-    """What the tuners ask for: an optimizer of their own, or other rates for some parameters; else None."""
-    options = transformers.TrainingArguments(**arguments)
+def _check_parallel(config: TuneConfig, method: Method) -> None:
+    parallel = config.parallel
+    check_parallel(parallel, quantization=config.loading.quantization, device_map=config.loading.device_map)
+    if parallel.sequence_parallel_size > 1 and not method.shares_sequences:
+        raise UserError(
+            f"`{method.name}` cannot share sequences among processes (`--sequence-parallel-size`): its loss needs "
+            "whole answers in one place.",
+            "Take --sequence-parallel-size 1; sft and pretrain can.",
+        )
+    ready(parallel)
+
+
+def _check_shardable(tuned: TunedModel, config: TuneConfig, own: set[int]) -> None:
+    """DeepSpeed and FSDP2 hold weights in pieces, from which transformers gathers a model or one adapter of PEFT."""
+    parallel = config.parallel
+    if not (parallel.deepspeed or parallel.fsdp):
+        return
+    others = [name for name, one in tuned.attached.items() if not hasattr(one, "host")]
+    whole = all(id(weight) in own for one in tuned.attached.values() for weight in one.parameters().values())
+    if not whole and (others or len(tuned.attached) > 1):
+        raise UserError(
+            f"`--tuner {config.tuner}` cannot be gathered from what DeepSpeed and FSDP2 shard.",
+            "With them take `full` or one tuner of PEFT, such as `lora`.",
+        )
+
+
+def _optimizer(
+    tuned: TunedModel, options: transformers.TrainingArguments, config: TuneConfig
+) -> torch.optim.Optimizer | None:
+    """What the tuners ask for: an optimizer of their own, or other rates for some parameters; else None.
+
+    Raises:
+        UserError: DeepSpeed or FSDP2 would shard what it was made for.
+    """
     rates = options.learning_rate, options.weight_decay
     groups = tuned.parameter_groups(*rates)
     own = tuned.optimizer(groups, options)
-    if own is not None or all(one.parameter_groups(*rates) is None for one in tuned.attached.values()):
+    usual = own is None and all(one.parameter_groups(*rates) is None for one in tuned.attached.values())
+    if not usual and (config.parallel.deepspeed or config.parallel.fsdp):
+        raise UserError(
+            f"`--tuner {config.tuner}` brings an optimizer, or rates, of its own for weights that are whole.",
+            "Without --deepspeed and --fsdp it can; with them take another tuner, such as `lora`.",
+        )
+    if own is not None or usual:
         return own
     kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(options, tuned.model)
     made: torch.optim.Optimizer = kind(groups, **settings)

@@ -66,4 +66,6 @@ def token_trainer(setup: Setup, train: Any, valid: Any) -> Any:
     return trainer
 
 
-SFT = Method(name="sft", task="causal_lm", answers=True, dataset=sequences, trainer=token_trainer)
+SFT = Method(
+    name="sft", task="causal_lm", answers=True, dataset=sequences, trainer=token_trainer, shares_sequences=True
+)

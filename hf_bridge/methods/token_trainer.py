@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_bridge.methods.batches import Collator, Sequences
 from hf_bridge.methods.method import Setup
+from hf_bridge.parallel import sequence
 from hf_bridge.templates.encoding import IGNORED
 from hf_bridge.tuners.tuned import INDEX, TunedModel
 from swift_mega.base.console import progress
@@ -108,10 +109,12 @@ class TokenTrainer(Quiet):
     def __init__(self, setup: Setup, train: Sequences, valid: Sequences | None) -> None:
         tokenizer, channels = setup.tokenizer, train.channels
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        collator = Collator(0 if pad is None else pad, channels)
+        self.share = sequence.join(setup.config.parallel)
         super().__init__(
             model=setup.model,
             args=transformers.TrainingArguments(**setup.arguments),
-            data_collator=Collator(0 if pad is None else pad, channels),
+            data_collator=collator if self.share is None else self.share.collator(collator),
             train_dataset=train,
             eval_dataset=valid,
             processing_class=tokenizer,
@@ -120,9 +123,29 @@ class TokenTrainer(Quiet):
         )
         self.model_accepts_loss_kwargs = True  # our loss is that of the whole step: it is not divided once more
         self.inputs = accepted(self.model)
+        if self.share is not None:
+            self.share.attach(self.model)
+            self.inputs.append("segments")
         self.channels = channels
         self.channel_sums = torch.zeros(len(channels), 2, device=self.args.device)
         self.new_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self._shared(super()._get_train_sampler(train_dataset), self._train_batch_size)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        in_order = torch.utils.data.SequentialSampler(eval_dataset)
+        return self._shared(super()._get_eval_sampler(eval_dataset) or in_order, self.args.eval_batch_size)
+
+    def _shared(self, sampler: Any, rows: int) -> Any:
+        return sampler if self.share is None else self.share.sampler(sampler, rows, self.args.data_seed)
+
+    def _of_all(self, rows: torch.Tensor) -> torch.Tensor:
+        """[B, …] of each process → [all, …] in the order of the data, in which the last ones may be there twice."""
+        if self.share is None:
+            gathered: torch.Tensor = self.accelerator.gather(rows)
+            return gathered
+        return self.share.gather(rows)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
         """Σ w of the step over all processes; tokens are counted on the way."""
@@ -143,7 +166,7 @@ class TokenTrainer(Quiet):
         losses, target = token_losses(model, inputs, self.inputs)
         weighted = losses * target["loss_weights"]
         if self.channels:
-            self.channel_sums += channel_sums(weighted.detach(), target, len(self.channels))
+            self.channel_sums += channel_sums(weighted.detach(), target, len(self.channels)).sum(0)
         share: torch.Tensor = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
         return share
 
@@ -153,15 +176,13 @@ class TokenTrainer(Quiet):
         self.new_tokens.zero_()
         if "loss" in logs:
             logs["num_tokens"] = self.state.num_input_tokens_seen
-            logs |= self._channel_losses(self.channel_sums)
-            self.channel_sums.zero_()
+            if self.channels:
+                logs |= self._channel_losses(self.accelerator.reduce(self.channel_sums.clone(), "sum"))
+                self.channel_sums.zero_()
         super().log(logs, start_time)
 
     def _channel_losses(self, sums: torch.Tensor, prefix: str = "") -> dict[str, float]:
-        if not self.channels:
-            return {}
-        totals = self.accelerator.reduce(sums.clone(), "sum").tolist()
-        named = zip(self.channels, totals, strict=True)
+        named = zip(self.channels, sums.tolist(), strict=True)
         return {f"{prefix}loss/{name}": loss / weight for name, (loss, weight) in named if weight}
 
     def evaluation_loop(
@@ -177,21 +198,23 @@ class TokenTrainer(Quiet):
         if not self.accelerator._models and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        channels = torch.zeros(len(self.channels), 2, device=self.args.device)
+        # Of all tokens, and of each channel: Σ w·ce and Σ w.
+        sums, left = torch.zeros(1 + len(self.channels), 2, dtype=torch.float64), len(dataloader.dataset)
         with progress(len(dataloader), "evaluate", "batch") as bar:
             for batch in dataloader:
                 with torch.no_grad(), self.compute_loss_context_manager():
                     losses, target = token_losses(model, self._prepare_inputs(batch), self.inputs)
                 weighted = losses * target["loss_weights"]
-                rows = torch.stack([weighted.sum(1), target["loss_weights"].sum(1)], 1)
-                # Of the last batch the processes hold some examples twice.
-                sums += self.accelerator.gather_for_metrics(rows).double().sum(0).cpu()
+                rows = torch.stack([weighted.sum(1), target["loss_weights"].sum(1)], 1)[:, None]
                 if self.channels:
-                    channels += channel_sums(weighted, target, len(self.channels))
+                    rows = torch.cat([rows, channel_sums(weighted, target, len(self.channels))], 1)
+                # Of the last batch the processes hold some examples twice.
+                found = self._of_all(rows)[:left]
+                sums += found.double().sum(0).cpu()
+                left -= len(found)
                 bar.update(1)
-        metrics = {f"{metric_key_prefix}_loss": float(sums[0] / sums[1])}
-        metrics |= self._channel_losses(channels, f"{metric_key_prefix}_")
+        metrics = {f"{metric_key_prefix}_loss": float(sums[0, 0] / sums[0, 1])}
+        metrics |= self._channel_losses(sums[1:], f"{metric_key_prefix}_")
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))
 
 
@@ -201,7 +224,6 @@ def sum_of(batches: list[Batch], name: str) -> torch.Tensor:
 
 
 def channel_sums(weighted: torch.Tensor, target: Batch, count: int) -> torch.Tensor:
-    """[count, 2]: Σ w·ce and Σ w of each channel."""
-    inside = target["channels"] >= 0
-    values = torch.stack([weighted[inside], target["loss_weights"][inside]], 1)
-    return torch.zeros(count, 2, device=values.device).index_add_(0, target["channels"][inside], values)
+    """[B, count, 2]: of each sequence, Σ w·ce and Σ w of each channel."""
+    of = F.one_hot(target["channels"] + 1, count + 1)[..., 1:].to(weighted.dtype)  # [B, K, count]
+    return torch.einsum("bkc,bkv->bcv", of, torch.stack([weighted, target["loss_weights"]], -1))

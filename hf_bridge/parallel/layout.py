@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hf_bridge.templates.encoding import IGNORED
 from swift_mega.base.errors import UserError
@@ -15,10 +16,14 @@ PADDING: dict[str, float] = {
     "input_ids": 0,
     "position_ids": 0,
     "segments": 0,
-    "labels": IGNORED,
+    "shift_labels": IGNORED,
     "loss_weights": 0.0,
+    "channels": -1,
 }
-"""What a batch may hold, each [B, S], and what stands behind its end."""
+"""What of a batch is split, each [B, S], and what stands behind its end; see `hf_bridge.methods.batches`."""
+
+MADE_ANEW = ("num_tokens", "logits_to_keep")
+"""What is counted over the tokens that are left."""
 
 
 @dataclass(frozen=True)
@@ -50,51 +55,27 @@ class Layout:
         """A batch of whole sequences → what this process computes of it.
 
         Args:
-            batch: `input_ids` and, if there are such, `labels` (not shifted), `loss_weights`, `position_ids`, and
-                `segments` (numbers of rows from 1, 0 for padding; or `attention_mask`, which is the same with one row);
-                each [B, S].
+            batch: of `hf_bridge.methods.batches.Collator`, whose labels and weights are those of the next token.
 
         Returns:
-            `input_ids`, `position_ids`, `shift_labels` and `loss_weights` [B, S' / P], where label and weight are those
-            of the next token, wherever that is; and `segments` [B, S'], of the whole sequence. S' is S, padded.
+            The same of [B, S' / P] tokens, S' being S made a multiple; but `segments` [B, S'] of the whole sequence.
 
         Raises:
             UserError: something in the batch that cannot be split.
         """
-        whole = _whole(batch)
-        whole = {name: _pad(value, self.multiple, PADDING[name]) for name, value in whole.items()}
-        length = whole["input_ids"].shape[1]
-        labels = torch.nn.functional.pad(whole.pop("labels")[:, 1:], (0, 1), value=IGNORED)
-        weights = torch.nn.functional.pad(whole.pop("loss_weights")[:, 1:], (0, 1))
-        weights = weights.masked_fill(labels == IGNORED, 0.0)
-        segments = whole.pop("segments")
-        own = self.positions(length)
-        whole |= {"shift_labels": labels, "loss_weights": weights}
-        return {name: value[:, own].contiguous() for name, value in whole.items()} | {"segments": segments}
-
-
-def _whole(batch: Batch) -> Batch:
-    """With everything that was left out because it goes without saying."""
-    tokens = batch["input_ids"]
-    given = dict(batch)
-    mask = given.pop("attention_mask", None)
-    if mask is not None and "segments" not in given:
-        given["segments"] = mask
-    if odd := [name for name, value in given.items() if name not in PADDING or value.shape != tokens.shape]:
-        shapes = ", ".join(f"`{name}` {list(given[name].shape)}" for name in odd)
-        raise UserError(
-            f"sequence parallelism cannot split {shapes} of a batch with `input_ids` {list(tokens.shape)}.",
-            f"It splits {', '.join(PADDING)} and attention_mask, each of the shape of `input_ids`.",
-        )
-    labels = given.get("labels", torch.full_like(tokens, IGNORED))
-    usual = {
-        "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens),
-        "segments": torch.ones_like(tokens),
-        "labels": labels,
-        "loss_weights": (labels != IGNORED).float(),
-    }
-    return usual | given
-
-
-def _pad(value: Tensor, multiple: int, padding: float) -> Tensor:
-    return torch.nn.functional.pad(value, (0, -value.shape[1] % multiple), value=padding)
+        size = batch["input_ids"].shape
+        given = {name: value for name, value in batch.items() if name not in MADE_ANEW}
+        if odd := [name for name, value in given.items() if name not in PADDING or value.shape != size]:
+            shapes = ", ".join(f"`{name}` {list(given[name].shape)}" for name in odd)
+            raise UserError(
+                f"sequence parallelism cannot split {shapes} of a batch with `input_ids` {list(size)}.",
+                f"It splits {', '.join(PADDING)}, each of the shape of `input_ids`.",
+            )
+        missing = -size[1] % self.multiple
+        whole = {name: functional.pad(value, (0, missing), value=PADDING[name]) for name, value in given.items()}
+        segments = whole["segments"]
+        own = self.positions(segments.shape[1])
+        part = {name: value[:, own].contiguous() for name, value in whole.items()}
+        kept = (part["shift_labels"] != IGNORED).any(0).nonzero()[:, 0]
+        counted = {"num_tokens": (part["segments"] != 0).sum(1), "logits_to_keep": kept}
+        return part | counted | {"segments": segments}

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -92,9 +93,23 @@ class SequenceParallel:
         """What makes this process's part of a batch from rows, for a function that makes whole batches."""
         return _SplitCollator(collate, self.layout)
 
-    def sampler(self, sampler: Iterable[int], rows: int) -> "SharedRows":
-        """The order of rows in which consecutive ranks get the same `rows` (of one forward pass)."""
+    def sampler(self, sampler: Iterable[int], rows: int, seed: int | None = None) -> "SharedRows":
+        """The order of rows in which consecutive ranks get the same `rows` (of one forward pass).
+
+        Args:
+            seed: of a random order, which has to be the same everywhere.
+        """
+        if type(sampler) is torch.utils.data.RandomSampler:  # as accelerate does it with those it is given
+            sampler = SeedableRandomSampler(sampler.data_source, generator=sampler.generator, data_seed=seed)
         return SharedRows(sampler, rows, self.layout.size)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """[B, …] sums of each process over its tokens → [all B, …] sums over all, in the order of the data."""
+        rows = rows.clone()
+        dist.all_reduce(rows, group=self.group)
+        everywhere = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(everywhere, rows)
+        return torch.cat(everywhere[:: self.layout.size])
 
 
 @dataclass(frozen=True)
@@ -110,13 +125,13 @@ class SharedRows(torch.utils.data.Sampler[int]):
     """Each batch's rows once for each process of a group; the last batch is filled up with the first rows."""
 
     def __init__(self, sampler: Iterable[int], rows: int, size: int) -> None:
-        self.inner, self.rows, self.size = _repeatable(sampler), rows, size
+        self.sampler, self.rows, self.size = sampler, rows, size
 
     def __len__(self) -> int:
-        return -(-len(cast(Sized, self.inner)) // self.rows) * self.rows * self.size
+        return -(-len(cast(Sized, self.sampler)) // self.rows) * self.rows * self.size
 
     def __iter__(self) -> Iterator[int]:
-        order = list(self.inner)
+        order = list(self.sampler)
         full = islice(cycle(order), -(-len(order) // self.rows) * self.rows)
         while batch := list(islice(full, self.rows)):
             for _ in range(self.size):
@@ -124,17 +139,8 @@ class SharedRows(torch.utils.data.Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Another order for another epoch."""
-        if hasattr(self.inner, "set_epoch"):
-            self.inner.set_epoch(epoch)
-
-
-def _repeatable(sampler: Any) -> Any:
-    """A random sampler draws the same on every process only if it is seeded, as accelerate does it for its own."""
-    from accelerate.data_loader import SeedableRandomSampler
-
-    if type(sampler) is not torch.utils.data.RandomSampler:
-        return sampler
-    return SeedableRandomSampler(sampler.data_source, generator=sampler.generator)
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
 
 
 def _check(model: Any, layout: Layout) -> None:
@@ -147,7 +153,9 @@ def _check(model: Any, layout: Layout) -> None:
     reasons = {
         f"it has layers of type {', '.join(sorted(kinds))}, through which a state runs along the sequence": bool(kinds),
         "a state runs along the sequence in it": getattr(model, "_is_stateful", False),
-        "its attention is not exchangeable": not getattr(model, "_supports_attention_backend", False),
+        "its attention is not exchangeable": not (
+            getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)
+        ),
         "its rotary embedding depends on the longest position of the batch": bool(ropes & {"dynamic", "longrope"}),
         f"it was loaded with `--attn-implementation {attends}`, in whose place attention between processes comes": (
             attends not in ("sdpa", "eager", layout.mode)

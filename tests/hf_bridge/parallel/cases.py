@@ -9,9 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hf_bridge.data.packing import attention_mask
+from hf_bridge.methods.config import TuneConfig
+from hf_bridge.methods.sft import sft
 from hf_bridge.parallel.config import ParallelConfig
 from hf_bridge.parallel.sequence import join
 from hf_bridge.templates.encoding import IGNORED
+from swift_mega.base.errors import UserError
 
 Batch = dict[str, Tensor]
 
@@ -28,10 +31,11 @@ def batch(rows: list[list[int]], length: int, vocabulary: int, seed: int = 0) ->
             positions[n, end - size : end], segments[n, end - size : end] = np.arange(size), number
             weights[n, end - size] = 0.0  # the first token of a row is not predicted from the row before it
         weights[n, ends[-1] :] = 0.0
-    labels = np.where(weights > 0, tokens, IGNORED)
-    arrays = {"input_ids": tokens, "labels": labels, "position_ids": positions, "segments": segments}
+    following = np.pad(weights[:, 1:], ((0, 0), (0, 1)))
+    labels = np.where(following > 0, np.pad(tokens[:, 1:], ((0, 0), (0, 1))), IGNORED)
+    arrays = {"input_ids": tokens, "shift_labels": labels, "position_ids": positions, "segments": segments}
     made = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return made | {"loss_weights": torch.from_numpy(weights).float()}
+    return made | {"loss_weights": torch.from_numpy(following).float()}
 
 
 def model(folder: Path, attention: str = "eager") -> Any:
@@ -49,8 +53,7 @@ def whole(folder: Path, data: Batch) -> tuple[float, dict[str, Tensor]]:
     masks = {kind: torch.zeros(m.shape).masked_fill(~m, -1e30)[:, None] for kind, m in window.items()}
     mask: Any = masks if len(masks) > 1 else next(iter(masks.values()))
     logits = single(input_ids=data["input_ids"], position_ids=data["position_ids"], attention_mask=mask).logits
-    labels, weights = data["labels"][:, 1:], data["loss_weights"][:, 1:]
-    return _outcome(single, logits[:, :-1], labels, weights, weights.sum())
+    return _outcome(single, logits, data["shift_labels"], data["loss_weights"], data["loss_weights"].sum())
 
 
 def _windows(config: Any, seen: Tensor) -> dict[str, Tensor]:
@@ -91,3 +94,29 @@ def _outcome(
     loss.backward()
     gradients = {name: weight.grad for name, weight in trained.named_parameters() if weight.grad is not None}
     return float(loss.detach()), gradients
+
+
+def refusals(folders: list[Path]) -> list[str]:
+    """What is said of groups of two, and of each model whose heads are to be shared, by three processes."""
+    said = []
+    try:
+        join(ParallelConfig(sequence_parallel_size=2))
+    except UserError as error:
+        said.append(str(error))
+    share = join(ParallelConfig(sequence_parallel_size=3))
+    assert share is not None
+    for folder in folders:
+        try:
+            share.attach(model(folder))
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def tuned(config: TuneConfig) -> str:
+    """A run in this world; what it refuses is returned."""
+    try:
+        sft(config)
+    except UserError as error:
+        return str(error)
+    return ""
