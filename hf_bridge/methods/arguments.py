@@ -7,6 +7,7 @@ import torch
 from hf_bridge.methods import output
 from hf_bridge.methods.config import TuneConfig
 from hf_bridge.parallel.presets import arguments as sharding
+from hf_bridge.parallel.presets import sharded
 from swift_mega.base.errors import UserError
 
 NEVER = 1 << 40
@@ -74,13 +75,19 @@ def _save_steps(config: TuneConfig) -> int:
 
 def _evaluation(config: TuneConfig, held_out: bool, resumed: bool) -> dict[str, Any]:
     train = config.train
-    asked = [name for name in ("load_best", "early_stopping", "eval_steps") if getattr(train, name)]
+    names = ("load_best", "early_stopping", "eval_steps", "predict_with_generate")
+    asked = [name for name in names if getattr(train, name)]
     if not held_out:
         if asked:
             raise UserError(
                 f"`train.{asked[0]}` needs data to evaluate on.", "Give `--val-dataset` or `--val-share 0.01`."
             )
         return {"eval_strategy": "no"}
+    if train.predict_with_generate and sharded(config.parallel):
+        raise UserError(
+            "`train.predict_with_generate` needs a whole model, and it is sharded.",
+            "Leave it out, or take `zero1` or `zero2`, which keep weights whole.",
+        )
     if (train.load_best or train.early_stopping) and not train.eval_steps:
         raise UserError(f"`train.{asked[0]}` needs evaluations.", "Say how often: `--eval-steps 100`.")
     if train.load_best and _save_steps(config) % (train.eval_steps or 1):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from hf_bridge.data.packing import Packing, join, pack
+from hf_bridge.data.rows import Rows
 from hf_bridge.methods.encode import Example, Examples
 from hf_bridge.templates.encoding import IGNORED
 
@@ -24,11 +25,12 @@ class Sequences(torch.utils.data.Dataset[list[Example]]):
     """What is in each sequence: one example, or those that share it.
 
     Args:
+        rows: what the examples were made of.
         capacity: tokens of a sequence that several share; None: each has one example.
     """
 
-    def __init__(self, examples: Examples, capacity: int | None = None) -> None:
-        self.examples = examples
+    def __init__(self, examples: Examples, rows: Rows, capacity: int | None = None) -> None:
+        self.examples, self.rows = examples, rows
         self.packing: Packing | None = pack(examples.lengths, capacity) if capacity else None
         self.tokens = examples.tokens
         self.channels = sorted(examples.counts.channels)

@@ -48,7 +48,7 @@ def sequences(setup: Setup, rows: Rows) -> "Sequences":
     from hf_bridge.methods.batches import Sequences
 
     length = setup.config.length
-    return Sequences(examples(setup, rows, texts), length.max_length if length.packing else None)
+    return Sequences(examples(setup, rows, texts), rows, length.max_length if length.packing else None)
 
 
 PRETRAIN = Method(

@@ -52,14 +52,17 @@ def sequences(setup: Setup, rows: Rows) -> "Sequences":
     from hf_bridge.methods.batches import Sequences
 
     length = setup.config.length
-    return Sequences(examples(setup, rows, answers), length.max_length if length.packing else None)
+    return Sequences(examples(setup, rows, answers), rows, length.max_length if length.packing else None)
 
 
 def token_trainer(setup: Setup, train: Any, valid: Any) -> Any:
     """The Trainer of both methods that predict tokens."""
     from hf_bridge.methods.apart import check_packing
+    from hf_bridge.methods.generate import check_generation
     from hf_bridge.methods.token_trainer import TokenTrainer
 
+    if setup.config.train.predict_with_generate and valid is not None:
+        check_generation(valid.rows)
     trainer = TokenTrainer(setup, train, valid)
     if setup.config.length.packing:
         check_packing(trainer.model, trainer.inputs)

@@ -109,6 +109,7 @@ class TokenTrainer(Quiet):
     def __init__(self, setup: Setup, train: Sequences, valid: Sequences | None) -> None:
         tokenizer, channels = setup.tokenizer, train.channels
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.setup = setup
         collator = Collator(0 if pad is None else pad, channels)
         self.share = sequence.join(setup.config.parallel)
         super().__init__(
@@ -215,7 +216,17 @@ class TokenTrainer(Quiet):
                 bar.update(1)
         metrics = {f"{metric_key_prefix}_loss": float(sums[0, 0] / sums[0, 1])}
         metrics |= self._channel_losses(sums[1:], f"{metric_key_prefix}_")
+        if self.setup.config.train.predict_with_generate:
+            metrics |= self._answers(dataloader.dataset, metric_key_prefix)
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))
+
+    def _answers(self, valid: Sequences, prefix: str) -> dict[str, float]:
+        from hf_bridge.methods.generate import scores
+
+        state = self.accelerator.state
+        found = scores(self.model, self.setup.encoder, valid.rows, state.process_index, state.num_processes)
+        rouge, exact, count = self.accelerator.reduce(found.to(self.args.device), "sum").tolist()
+        return {f"{prefix}_rouge_l": rouge / count, f"{prefix}_exact_match": exact / count}
 
 
 def sum_of(batches: list[Batch], name: str) -> torch.Tensor:

@@ -117,3 +117,13 @@ def test_evaluation_channels_and_the_best_checkpoint(ground: Ground, own_output:
     names = {path.name for path in (Path(config.output) / "checkpoints").iterdir()}
     assert names == {f"checkpoint-{best}", f"checkpoint-{outcome.step}"}
     assert len(series(config, "loss/odd")) == len(series(config, "loss/even")) == outcome.step
+
+
+def test_the_model_is_asked(ground: Ground, own_output: str) -> None:
+    data = {"dataset": [f"{ground.folder / 'chat.jsonl'}#4"], "val_dataset": [f"{ground.folder / 'chat.jsonl'}#4"]}
+    options = {"predict_with_generate": True, "num_train_epochs": 60, "learning_rate": 1e-2, "eval_steps": 60}
+    config = ground.config(own_output, tuner="full", tuning=NO_OPTIONS, data=data, train=options)
+    sft(config)
+    exact, rouge = series(config, "eval/exact_match"), series(config, "eval/rouge_l")
+    assert exact[0] == rouge[0] == 0.0
+    assert exact[-1] == rouge[-1] == 1.0, "it has learnt the four answers by heart"
