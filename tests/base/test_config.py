@@ -143,3 +143,32 @@ def test_every_option_of_a_run_is_described() -> None:
 def test_nearest() -> None:
     assert nearest("tensor", ["tensors", "pipeline"]) == "did you mean `tensors`?"
     assert nearest("xyz", ["b", "a"]) == "known: a, b"
+
+
+@dataclass(kw_only=True)
+class Mapped:
+    """A configuration with a mapping."""
+
+    options: dict[str, float | bool | str | list[str] | None] = field(default_factory=dict)
+    """Of something else."""
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_a_mapping_is_pairs_on_the_command_line() -> None:
+    given = parse(Mapped, "--options", "rate=1e-3", "on=true", "name=a=b", "none=null", 'list=["x"]', "--rate", "2")
+    config = configs.build(Mapped, given)
+    assert config.options == {"rate": 1e-3, "on": True, "name": "a=b", "none": None, "list": ["x"]}
+    assert config.inner.rate == 2
+    yaml = {"options": {"rate": 2.0, "kept": 1}}
+    assert configs.build(Mapped, configs.merge(yaml, given)).options["kept"] == 1
+    with pytest.raises(UserError, match="`--options` was given `rate`"):
+        parse(Mapped, "--options", "rate")
+    with pytest.raises(UserError, match="`--options`"):
+        configs.build(Mapped, {"options": 3}, options={"options": 3})
+
+
+def test_options_by_their_names() -> None:
+    config = configs.named(Mapped, options={"a": 1}, rate=2, kind="b")
+    assert config == Mapped(options={"a": 1}, inner=Inner(rate=2, kind="b"))
+    with pytest.raises(UserError, match="no option `rat`"):
+        configs.named(Mapped, rat=2)

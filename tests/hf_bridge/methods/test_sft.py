@@ -57,7 +57,7 @@ def test_packed_rows_have_the_losses_they_have_alone(attention: str, ground: Gro
             str(tmp_path / str(packing)),
             loading={"attn_implementation": attention},
             length={"max_length": 64, "packing": packing},
-            train={"gradient_accumulation_steps": 22, "num_train_epochs": 3, "per_device_train_batch_size": 1},
+            train={"gradient_accumulation_steps": 22, "per_device_train_batch_size": 1},
         )
         sft(config)
         losses[packing] = series(config), series(config, "grad_norm")
@@ -121,7 +121,8 @@ def test_evaluation_channels_and_the_best_checkpoint(ground: Ground, own_output:
 
 def test_the_model_is_asked(ground: Ground, own_output: str) -> None:
     data = {"dataset": [f"{ground.folder / 'chat.jsonl'}#4"], "val_dataset": [f"{ground.folder / 'chat.jsonl'}#4"]}
-    options = {"predict_with_generate": True, "num_train_epochs": 60, "learning_rate": 1e-2, "eval_steps": 60}
+    options = {"predict_with_generate": True, "num_train_epochs": 40, "learning_rate": 1e-2}
+    options |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
     config = ground.config(own_output, tuner="full", tuning=NO_OPTIONS, data=data, train=options)
     sft(config)
     exact, rouge = series(config, "eval/exact_match"), series(config, "eval/rouge_l")
