@@ -38,6 +38,7 @@ bench: $(STAMP)  ## the benchmarks, each one ratio; on an otherwise idle machine
 	$(RUN) tests/bench/help_cost.py
 	for layout in TP1 TP2+SP PP2; do $(RUN) tests/bench/step.py $$layout || exit 1; done
 	$(RUN) tests/bench/hf_trainer.py
+	for what in step memory start; do $(RUN) tests/bench/bridge_step.py $$what || exit 1; done
 	$(RUN) tests/bench/convert.py
 	$(RUN) tests/bench/convert.py --folder /dev/shm
 	$(RUN) -m tests.bench.packing

@@ -24,6 +24,9 @@ SMALL = {
     "eval_interval_steps: 500": "eval_interval_steps: 2",
     "save_interval_steps: 500": "save_interval_steps: 2",
     "--dataset data/chat.jsonl": "--dataset chat.jsonl --template plain",
+    "data/chat.jsonl": "chat.jsonl",
+    "max_steps=2)": "max_steps=2, template='plain')",
+    "--eval-steps 100": "--eval-steps 1",
     "--nproc 8": "--nproc 2",
     "--nproc-per-node 8": "--standalone --nproc-per-node 2",
 }
@@ -43,7 +46,7 @@ def test_the_commands_work(tmp_path: Path) -> None:
     assert [large for large in SMALL if large not in text] == []
     newcomer.tiny_model(tmp_path / "model")
     newcomer.texts(tmp_path / "books")
-    (tmp_path / "chat.jsonl").write_text('{"instruction": "2 + 2?", "output": "4"}', encoding="utf-8")
+    (tmp_path / "chat.jsonl").write_text('{"instruction": "2 + 2?", "output": "4"}\n' * 2, encoding="utf-8")
     adapters.adapt(tmp_path / "model", tmp_path / "adapters" / "books", target_modules="all-linear")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
@@ -63,6 +66,10 @@ def test_the_commands_work(tmp_path: Path) -> None:
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "3 runs/qwen3-books/checkpoints/iter_0000003" in done.stdout
+
+    done = subprocess.run([sys.executable, "tune.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "runs/tuned/model"
 
     yaml = (tmp_path / "run.yaml").read_text(encoding="utf-8")
     (tmp_path / "run.yaml").write_text(yaml.replace("lr: 1.0e-5", "lr: much"), encoding="utf-8")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 REPEATS = 11
 GOAL_CPU_S = 0.15
-LEVELS = ("", "pretrain", "convert", "data", "data build", "data inspect", "doctor")
+LEVELS = ("", "pretrain", "convert", "data", "data build", "data inspect", "bridge sft", "doctor")
 
 
 def cpu_s(*command: str) -> float:
