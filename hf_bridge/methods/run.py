@@ -152,6 +152,10 @@ def _run(setup: Setup, method: Method, data: dict[str, Any], owner: Any, callbac
     _check_shardable(tuned, config, own_weights)
     _train_in_float32(tuned, config)
     trainable = tuned.trainable
+    if not trainable.count:
+        raise UserError(
+            f"`--tuner {config.tuner}` trains nothing by itself.", f"Join another to it, such as `lora+{config.tuner}`."
+        )
     say(f"{trainable.count:,} parameters are trained, {trainable.share:.2%} of the model.")
     reason = Reason()
     with StopOnSignal(reason) as stop:
