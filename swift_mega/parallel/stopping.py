@@ -2,7 +2,7 @@
 
 import signal
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ class StopRequests:
         self.vote: tuple[torch.Tensor, Any] | None = None
         self.group: Any = None
 
-    def __enter__(self) -> "StopRequests":
+    def __enter__(self) -> Self:
         self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.new_group(backend="gloo")  # waits for all ranks

@@ -34,7 +34,9 @@ def loss_sums(model: Any, row: Encoded) -> tuple[torch.Tensor, float]:
     """Σ w·ce and Σ w of a row."""
     logits = model(torch.tensor([row.input_ids])).logits[0, :-1]
     weights = torch.tensor(row.loss_weights[1:])
-    return (F.cross_entropy(logits, torch.tensor(row.input_ids[1:]), reduction="none") * weights).sum(), float(weights.sum())
+    return (F.cross_entropy(logits, torch.tensor(row.input_ids[1:]), reduction="none") * weights).sum(), float(
+        weights.sum()
+    )
 
 
 def train(config: TuneConfig, model: Any, epochs: int) -> tuple[list[float], list[float]]:
