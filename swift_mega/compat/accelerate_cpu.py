@@ -1,5 +1,6 @@
 """FSDP2 and ZeRO without CUDA: torch and DeepSpeed run them on gloo; accelerate and transformers know GPUs only."""
 
+import importlib
 import os
 import sys
 from typing import Any
@@ -52,5 +53,7 @@ def leave_deepspeed() -> None:
     """Let DeepSpeed forget the process group, so that a later run of this process can have another."""
     if "deepspeed" in sys.modules:
         from deepspeed.comm import comm
+        from deepspeed.utils import groups
 
         comm.cdb = None
+        importlib.reload(groups)  # it keeps the groups of its parallelisms in variables of the module

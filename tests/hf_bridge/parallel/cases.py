@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import TrainerCallback
 
 from hf_bridge.data.packing import attention_mask
 from hf_bridge.methods.config import TuneConfig
@@ -113,10 +114,27 @@ def refusals(folders: list[Path]) -> list[str]:
     return said
 
 
+class Look(TrainerCallback):  # type: ignore[misc]
+    """What the model is while it is trained."""
+
+    kind = ""
+
+    def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        weight = next(base.parameters())
+        kinds = {
+            "fsdp2": hasattr(weight, "full_tensor"),
+            "zero3": hasattr(weight, "ds_id") and weight.numel() == 0,
+            base.config._attn_implementation: base.config._attn_implementation in ("ulysses", "ring"),
+        }
+        self.kind = " ".join(name for name, holds in kinds.items() if holds)
+
+
 def tuned(config: TuneConfig) -> str:
-    """A run in this world; what it refuses is returned."""
+    """How a run in this world shares its model and sequences; or what it refuses."""
+    look = Look()
     try:
-        sft(config)
+        sft(config, [look])
     except UserError as error:
         return str(error)
-    return ""
+    return look.kind

@@ -86,14 +86,14 @@ def test_two_processes_share_each_sequence(
     mode: str, ground: runs.Ground, single: Single, tmp_path: Path, distributed: Workers
 ) -> None:
     config = _config(ground, tmp_path / "out", "lora", 2, sequence_parallel_size=2, sequence_parallel_mode=mode)
-    assert distributed(cases.tuned, 2, config) == ["", ""]
+    assert distributed(cases.tuned, 2, config) == [mode, mode]
     _same(config, single("lora"))
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_fsdp2(tuner: str, ground: runs.Ground, single: Single, tmp_path: Path, distributed: Workers) -> None:
     config = _config(ground, tmp_path / "out", tuner, 1, fsdp="fsdp2")
-    assert distributed(cases.tuned, 2, config) == ["", ""]
+    assert distributed(cases.tuned, 2, config) == ["fsdp2", "fsdp2"]
     _same(config, single(tuner))
 
 
@@ -106,5 +106,6 @@ def test_zero(
 ) -> None:
     pytest.importorskip("deepspeed")
     config = _config(ground, tmp_path / "out", tuner, 1, deepspeed=preset)
-    assert distributed(cases.tuned, 2, config, timeout_s=200) == ["", ""]
+    kind = "zero3" if preset == "zero3" else ""
+    assert distributed(cases.tuned, 2, config, timeout_s=200) == [kind, kind]
     _same(config, single(tuner))
