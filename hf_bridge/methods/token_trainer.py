@@ -131,15 +131,16 @@ class TokenTrainer(Quiet):
         self.channel_sums = torch.zeros(len(channels), 2, device=self.args.device)
         self.new_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self._shared(super()._get_train_sampler(train_dataset), self._train_batch_size)
+    def get_train_dataloader(self) -> Any:
+        """As transformers', for those who share rows as well."""
+        return self._shared(super().get_train_dataloader())
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        in_order = torch.utils.data.SequentialSampler(eval_dataset)
-        return self._shared(super()._get_eval_sampler(eval_dataset) or in_order, self.args.eval_batch_size)
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As transformers', for those who share rows as well."""
+        return self._shared(super().get_eval_dataloader(eval_dataset))
 
-    def _shared(self, sampler: Any, rows: int) -> Any:
-        return sampler if self.share is None else self.share.sampler(sampler, rows, self.args.data_seed)
+    def _shared(self, loader: Any) -> Any:
+        return loader if self.share is None else self.share.loader(loader)
 
     def _of_all(self, rows: torch.Tensor) -> torch.Tensor:
         """[B, …] of each process → [all, …] in the order of the data, in which the last ones may be there twice."""

@@ -9,21 +9,19 @@ tokens in the loss, and is not there in evaluation.
     share = join(config)                        # None where each process has sequences of its own
     share.attach(model)                         # refuses what it cannot do
     collate = share.collator(collate)           # batches → this process's tokens of them
-    sampler = share.sampler(sampler, rows)      # the processes of a group get the same rows
+    loader = share.loader(loader)               # the processes of a group get the same rows
 
 Each process's loss is the weighted sum over its tokens; divided by the weights of all processes, these add up to the
 loss of the whole batch, and the gradients to its gradient.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import cycle, islice
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -93,15 +91,15 @@ class SequenceParallel:
         """What makes this process's part of a batch from rows, for a function that makes whole batches."""
         return _SplitCollator(collate, self.layout)
 
-    def sampler(self, sampler: Iterable[int], rows: int, seed: int | None = None) -> "SharedRows":
-        """The order of rows in which consecutive ranks get the same `rows` (of one forward pass).
+    def loader(self, loader: Any) -> Any:
+        """A loader that accelerate has prepared, giving the processes of a group the same rows.
 
-        Args:
-            seed: of a random order, which has to be the same everywhere.
+        To it the whole job is there for different rows, so each group is told to be one process.
         """
-        if type(sampler) is torch.utils.data.RandomSampler:  # as accelerate does it with those it is given
-            sampler = SeedableRandomSampler(sampler.data_source, generator=sampler.generator, data_seed=seed)
-        return SharedRows(sampler, rows, self.layout.size)
+        shard, groups = loader.batch_sampler, dist.get_world_size() // self.layout.size
+        shard.num_processes, shard.process_index = groups, dist.get_rank() // self.layout.size
+        shard.even_batches = groups > 1  # nobody waits for a process whose last batch is smaller
+        return loader
 
     def gather(self, rows: Tensor) -> Tensor:
         """[B, …] sums of each process over its tokens → [all B, …] sums over all, in the order of the data."""
@@ -119,28 +117,6 @@ class _SplitCollator:
 
     def __call__(self, rows: list[Any]) -> Batch:
         return self.layout.split(self.collate(rows))
-
-
-class SharedRows(torch.utils.data.Sampler[int]):
-    """Each batch's rows once for each process of a group; the last batch is filled up with the first rows."""
-
-    def __init__(self, sampler: Iterable[int], rows: int, size: int) -> None:
-        self.sampler, self.rows, self.size = sampler, rows, size
-
-    def __len__(self) -> int:
-        return -(-len(cast(Sized, self.sampler)) // self.rows) * self.rows * self.size
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(self.sampler)
-        full = islice(cycle(order), -(-len(order) // self.rows) * self.rows)
-        while batch := list(islice(full, self.rows)):
-            for _ in range(self.size):
-                yield from batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Another order for another epoch."""
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
 
 
 def _check(model: Any, layout: Layout) -> None:

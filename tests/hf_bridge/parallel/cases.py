@@ -97,6 +97,18 @@ def _outcome(
     return float(loss.detach()), gradients
 
 
+def rows(size: int) -> list[list[int]]:
+    """What a process is given of five rows."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    share = join(ParallelConfig(sequence_parallel_size=size))
+    assert share is not None
+    loader = Accelerator(cpu=True).prepare(torch.utils.data.DataLoader(range(5), batch_size=2))  # type: ignore[arg-type]
+    return [batch.tolist() for batch in share.loader(loader)]
+
+
 def refusals(folders: list[Path]) -> list[str]:
     """What is said of groups of two, and of each model whose heads are to be shared, by three processes."""
     said = []
@@ -114,7 +126,7 @@ def refusals(folders: list[Path]) -> list[str]:
     return said
 
 
-class Look(TrainerCallback):  # type: ignore[misc]
+class Look(TrainerCallback):
     """What the model is while it is trained."""
 
     kind = ""

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hf_bridge.parallel.layout import Layout
-from hf_bridge.parallel.sequence import SharedRows
 from hf_bridge.parallel.tiles import attention, plan
 from hf_bridge.templates.encoding import IGNORED
 from swift_mega.base.errors import UserError
@@ -89,7 +88,7 @@ def test_tiles_are_attention(softcap: float | None) -> None:
 
     tiles = plan(places, [places], segments, near, tile=7)
     assert 0 < sum(len(step) for step in tiles) < 36, "tiles in which nothing is seen are left out"
-    seen = near(*torch.zeros(2, dtype=torch.long), places[:, None], places[None, :])
+    seen = near(places, places, places[:, None], places[None, :])
     seen = seen & (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, :, None]
     seen |= torch.eye(37, dtype=torch.bool)
     scores = q @ k.repeat_interleave(3, 1).mT * 0.3
@@ -132,10 +131,11 @@ def test_a_split_batch_is_the_batch() -> None:
         layouts[0].split({**data, "pixels": torch.ones(2, 3)})
 
 
-def test_ranks_of_a_group_get_the_same_rows() -> None:
-    sampler = SharedRows(range(5), 2, 3)
-    assert list(sampler) == [0, 1] * 3 + [2, 3] * 3 + [4, 0] * 3
-    assert len(sampler) == 18
+@pytest.mark.slow
+def test_groups_get_what_as_many_processes_would(distributed: Workers) -> None:
+    """Five rows in batches of two: of one group the last is smaller, two groups have the first row twice."""
+    assert distributed(cases.rows, 2, 2) == [[[0, 1], [2, 3], [4]]] * 2
+    assert distributed(cases.rows, 4, 2) == [[[0, 1], [4, 0]]] * 2 + [[[2, 3], [1, 2]]] * 2
 
 
 def test_what_cannot_be_shared_is_named(tiny_model: Callable[..., Path], distributed: Workers) -> None:
