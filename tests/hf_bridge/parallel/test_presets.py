@@ -1,5 +1,6 @@
 """What a word stands for, and what is refused before anything is loaded."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_what_deepspeed_needs_and_is_not_there_is_said(monkeypatch: pytest.Monke
         patch.setattr(presets, "_has_gpu", lambda: False)
         with pytest.raises(UserError, match=r"(?s)there is no g\+\+.*--fsdp fsdp2"):
             presets.check(config)
-    monkeypatch.setattr(presets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)DeepSpeed is not installed.*pip install"):
         presets.check(config)
 

@@ -28,7 +28,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> runs.Ground:
 
 
 def _config(ground: runs.Ground, output: Path, tuner: str, packing: bool = False, **changes: Any) -> TuneConfig:
-    """Four rows a step in two batches: of two rows on one process or on two that share them, or a row on each of two."""
+    """Four rows a step in two batches: of two on one process or on two that share them, or of one on each of two."""
     parallel = changes.get("parallel", {})
     rows = 1 if parallel.get("deepspeed") or parallel.get("fsdp") else 2
     values = {
