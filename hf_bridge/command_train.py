@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, method_of: "Callable[[Any], Method]", kind: ty
         )
     from hf_bridge.methods.check import check
 
-    check(config)
+    check(config, world_size)
     if args.dry_run:
         from hf_bridge.methods.plan import plan
 

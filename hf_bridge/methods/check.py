@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_bridge.methods.config import TuneConfig
+from hf_bridge.parallel import presets
 from swift_mega.base.errors import UserError, nearest
 from swift_mega.base.hub import check_name
 from swift_mega.base.output import value_of
@@ -40,8 +41,11 @@ SCHEDULES = (
 """transformers' names of schedules; its other two look at a metric at each step."""
 
 
-def check(config: TuneConfig) -> None:
+def check(config: TuneConfig, processes: int = 1) -> None:
     """Refuse what cannot be.
+
+    Args:
+        processes: of the job.
 
     Raises:
         UserError: an option out of its range, a name that does not exist.
@@ -59,6 +63,8 @@ def check(config: TuneConfig) -> None:
         raise UserError(f"there is no schedule `{config.train.lr_scheduler_type}`.", known)
     if not Path(config.model).expanduser().is_dir():
         check_name(config.model)
+    loading = config.loading
+    presets.check(config.parallel, processes, quantization=loading.quantization, device_map=loading.device_map)
 
 
 def _check_least(name: str, value: Any, least: float) -> None:

@@ -195,7 +195,9 @@ def _train_in_float32(tuned: TunedModel, config: TuneConfig) -> None:
 
 def _check_parallel(config: TuneConfig, method: Method) -> None:
     parallel = config.parallel
-    check_parallel(parallel, quantization=config.loading.quantization, device_map=config.loading.device_map)
+    check_parallel(
+        parallel, _world_size(), quantization=config.loading.quantization, device_map=config.loading.device_map
+    )
     if parallel.sequence_parallel_size > 1 and not method.shares_sequences:
         raise UserError(
             f"`{method.name}` cannot share sequences among processes (`--sequence-parallel-size`): its loss needs "

@@ -108,8 +108,14 @@ def deepspeed(name: str) -> dict[str, Any]:
     return AUTO | values
 
 
-def check(config: ParallelConfig, *, quantization: str | None = None, device_map: str | None = None) -> None:
+def check(
+    config: ParallelConfig, processes: int, *, quantization: str | None = None, device_map: str | None = None
+) -> None:
     """Refuse what cannot be, or cannot be together.
+
+    Args:
+        processes: of the job.
+        quantization, device_map: of the model.
 
     Raises:
         UserError: which two, and what to do.
@@ -133,23 +139,27 @@ def check(config: ParallelConfig, *, quantization: str | None = None, device_map
             f"{given} shards weights, and {quantization} packs them so that no shard of them is a weight.",
             "Take zero1 or zero2, which keep weights whole, or no quantisation.",
         )
+    _check_processes(config, processes)
+
+
+def _check_processes(config: ParallelConfig, processes: int) -> None:
+    size = config.sequence_parallel_size
+    if processes % size:
+        raise UserError(
+            f"a sequence is to be shared by {size} processes (--sequence-parallel-size), and there are {processes}.",
+            f"Start a multiple of {size}, such as --nproc {-(-processes // size) * size}.",
+        )
+    if config.fsdp and processes == 1:
+        raise UserError(f"--fsdp {config.fsdp} shares a model among processes.", "Start some: --nproc 2.")
 
 
 def ready(config: ParallelConfig) -> None:
-    """Before TrainingArguments are made and weights are loaded, once this process has joined its job.
-
-    Raises:
-        UserError: nobody to share with.
-    """
+    """Before TrainingArguments are made and weights are loaded, once this process has joined its job."""
     from swift_mega.compat import accelerate_cpu
 
     if config.deepspeed:
         accelerate_cpu.join_deepspeed()
     if config.fsdp:
-        import torch.distributed as dist
-
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            raise UserError(f"--fsdp {config.fsdp} shares a model among processes.", "Start some: --nproc 2.")
         accelerate_cpu.let_fsdp_run()
 
 

@@ -38,20 +38,10 @@ ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def join(config: ParallelConfig) -> "SequenceParallel | None":
-    """This process's place; consecutive ranks share a sequence. Once the process group is there, on every rank.
-
-    Raises:
-        UserError: the processes do not make whole groups.
-    """
+    """This process's place; consecutive ranks share a sequence. Once the process group is there, on every rank."""
     size = config.sequence_parallel_size
     if size == 1:
         return None
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    if world % size:
-        raise UserError(
-            f"a sequence is to be shared by {size} processes (`--sequence-parallel-size`), and there are {world}.",
-            f"Start a multiple of {size}, such as `--nproc {-(-world // size) * size}`.",
-        )
     new_subgroups: Any = dist.new_subgroups
     group, _ = new_subgroups(size)
     return SequenceParallel(Layout(config.sequence_parallel_mode, dist.get_rank(group), size), group)

@@ -110,12 +110,8 @@ def rows(size: int) -> list[list[int]]:
 
 
 def refusals(folders: list[Path]) -> list[str]:
-    """What is said of groups of two, and of each model whose heads are to be shared, by three processes."""
+    """What is said of each model whose heads three processes are to share."""
     said = []
-    try:
-        join(ParallelConfig(sequence_parallel_size=2))
-    except UserError as error:
-        said.append(str(error))
     share = join(ParallelConfig(sequence_parallel_size=3))
     assert share is not None
     for folder in folders:

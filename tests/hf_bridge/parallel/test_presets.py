@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_is_named(text: str | None, message: str, tmp_path
     if text is not None:
         file.write_text(text)
     with pytest.raises(UserError, match=f"(?s){message}"):
-        presets.check(ParallelConfig(deepspeed=str(file)))
+        presets.check(ParallelConfig(deepspeed=str(file)), 2)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,14 @@ def test_a_file_that_cannot_be_is_named(text: str | None, message: str, tmp_path
         ({"deepspeed": "zero2", "fsdp": "fsdp2"}, {}, "--deepspeed zero2 --fsdp fsdp2: both shard"),
         ({"deepspeed": "zero3"}, {"quantization": "bnb-nf4"}, "zero3 shards weights, and bnb-nf4"),
         ({"fsdp": "fsdp2"}, {"quantization": "hqq-4"}, "fsdp2 shards weights, and hqq-4"),
+        ({"sequence_parallel_size": 2}, {}, "shared by 2 processes .* and there are 3.*--nproc 4"),
         ({"fsdp": "fsdp2"}, {"device_map": "auto"}, "--device-map auto spreads"),
     ],
 )
 def test_contradictions_are_named(config: dict[str, Any], others: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=f"(?s){message}"):
-        presets.check(ParallelConfig(**config), **others)
-    presets.check(ParallelConfig(deepspeed="zero2"), quantization="bnb-nf4")
+        presets.check(ParallelConfig(**config), 3, **others)
+    presets.check(ParallelConfig(deepspeed="zero2", sequence_parallel_size=2), 2, quantization="bnb-nf4")
 
 
 def test_what_deepspeed_needs_and_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,12 +81,12 @@ def test_what_deepspeed_needs_and_is_not_there_is_said(monkeypatch: pytest.Monke
         patch.setattr(shutil, "which", lambda tool: None if tool == "g++" else tool)
         patch.setattr(presets, "_has_gpu", lambda: False)
         with pytest.raises(UserError, match=r"(?s)there is no g\+\+.*--fsdp fsdp2"):
-            presets.check(config)
+            presets.check(config, 1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)DeepSpeed is not installed.*pip install"):
-        presets.check(config)
+        presets.check(config, 1)
 
 
 def test_one_process_has_nobody_to_share_with() -> None:
     with pytest.raises(UserError, match=r"(?s)fsdp2 shares a model among processes.*--nproc 2"):
-        presets.ready(ParallelConfig(fsdp="fsdp2"))
+        presets.check(ParallelConfig(fsdp="fsdp2"), 1)
