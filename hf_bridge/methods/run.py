@@ -49,7 +49,7 @@ from swift_mega.base.console import counted, is_main, say
 from swift_mega.base.errors import UserError
 from swift_mega.base.hub import resolve_model
 from swift_mega.base.metrics import MetricsWriter
-from swift_mega.compat.accelerate_cpu import leave_deepspeed
+from swift_mega.compat import accelerate_cpu
 from swift_mega.data.tokenizer import load_tokenizer
 from swift_mega.parallel.agree import on_main
 
@@ -77,7 +77,7 @@ def run(config: TuneConfig, method: Method, callbacks: Sequence[Any] = ()) -> Ou
             on_main(lambda: folder.enter_context(owner.opened()))
             return _run(setup, method, data, owner, callbacks)
     finally:
-        leave_deepspeed()
+        accelerate_cpu.leave()
         if dist.is_initialized() and not joined_before:
             dist.destroy_process_group()
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_to_all_single
 
 from swift_mega.base.errors import UserError
 
@@ -65,6 +64,20 @@ def _to_tokens(x_BhSD: Tensor, group: Any, size: int) -> Tensor:
 
 def _swap(parts: Tensor, group: Any) -> Tensor:
     """Part n goes to process n, and what comes from process n is part n."""
-    parts = parts.contiguous()
-    swap: Callable[..., Tensor] = all_to_all_single
-    return swap(torch.empty_like(parts), parts, group=group)
+    received: Tensor = _Swap.apply(parts, group)  # type: ignore[no-untyped-call]
+    return received
+
+
+class _Swap(torch.autograd.Function):
+    """Its own transpose: the gradient of a part goes back the way that the part came."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        received = torch.empty_like(parts, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, parts.contiguous(), group=group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _swap(gradients[0], ctx.group), None

@@ -49,11 +49,18 @@ def join_deepspeed() -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def leave_deepspeed() -> None:
-    """Let DeepSpeed forget the process group, so that a later run of this process can have another."""
+def leave() -> None:
+    """Forget how this job was sharded, so that a later run of this process can be otherwise.
+
+    accelerate says it to itself in the environment, DeepSpeed in variables of its modules.
+    """
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(name, None)
     if "deepspeed" in sys.modules:
         from deepspeed.comm import comm
         from deepspeed.utils import groups
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         comm.cdb = None
-        importlib.reload(groups)  # it keeps the groups of its parallelisms in variables of the module
+        importlib.reload(groups)
+        unset_hf_deepspeed_config()
