@@ -1,0 +1,75 @@
+"""What the Trainers here share: they take examples as they are, tokenised, and stay on this machine."""
+
+from typing import Any
+
+import datasets
+
+from hf_bridge.methods.method import Setup
+from hf_bridge.methods.rlhf.options import arguments
+from hf_bridge.methods.rlhf.reference import TUNERS_OFF
+from hf_bridge.methods.token_trainer import Quiet
+
+class Given(Quiet):
+    """In front of a Trainer of TRL: no templates, no tokenising, no telemetry, no model card of theirs.
+
+    Args:
+        train: examples, of any kind that `data_collator` understands; `valid` also, or None.
+        more: what the Trainer takes besides.
+    """
+
+    def __init__(self, setup: Setup, train: Any, valid: Any, **more: Any) -> None:
+        # TRL looks at the data while it is made, and prepares it. One empty row is all it gets to see.
+        row = datasets.Dataset.from_dict({"prompt": [""], "completion": [""], "label": [True]})
+        self._reference_model: Any = None
+        super().__init__(
+            model=setup.model,
+            train_dataset=row,
+            eval_dataset=None if valid is None else row,
+            processing_class=setup.tokenizer,
+            callbacks=list(setup.callbacks),
+            optimizers=(setup.optimizer, None),
+            **more,
+        )
+        self.train_dataset, self.eval_dataset = train, valid
+
+    @property
+    def ref_model(self) -> Any:
+        """None: the policy with its tuners switched off, as TRL's Trainers take it for models of PEFT."""
+        return self._reference_model
+
+    @ref_model.setter
+    def ref_model(self, model: Any) -> None:
+        # With None for an argument TRL would make a copy of the tuner, and save it with every checkpoint.
+        self._reference_model = None if model is TUNERS_OFF else model
+
+    def _prepare_dataset(self, dataset: Any, *more: Any) -> Any:
+        return dataset
+
+    def tokenize_row(self, row: Any, model: Any = None) -> Any:
+        """Nothing: it is."""
+        return row
+
+    def _send_telemetry(self) -> None:
+        pass
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: the run says itself what it was."""
+
+
+def trl_arguments(setup: Setup, kind: type, **more: Any) -> Any:
+    """The arguments of a Trainer of TRL.
+
+    Args:
+        kind: its config class.
+        more: that overrides what the user has said.
+    """
+    own = {**setup.arguments, **arguments(setup.config), **more}
+    return kind(**{"bf16": False, **own, "remove_unused_columns": False})
+
+
+def pad_of(tokenizer: Any) -> int:
+    """The token to pad with, which nothing looks at."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0

@@ -1,0 +1,36 @@
+"""The model that a policy is compared with: the same one with its PEFT tuners switched off, or a second one."""
+
+from typing import Any
+
+import peft
+
+from hf_bridge.methods.method import Setup
+from hf_bridge.models.load import load_model
+
+TUNERS_OFF = object()
+"""In the place of a reference model: the policy itself, its tuners switched off."""
+
+MOVE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Ways to begin LoRA (PEFT's `init_lora_weights`) that take from the base's weights what they put into the tuner, so
+that the base without it is not the model as it was."""
+
+
+def reference(setup: Setup) -> Any:
+    """`TUNERS_OFF`, or a model that is not trained."""
+    chosen = setup.config.reference.ref_model
+    if chosen is None and leaves_base_alone(setup.model):
+        return TUNERS_OFF
+    model = load_model(chosen or setup.config.model, setup.config.loading).model
+    return model.requires_grad_(False).eval()
+
+
+def leaves_base_alone(model: Any) -> bool:
+    """Whether the model without its PEFT tuners is, and stays, what it was before them."""
+    if not isinstance(model, peft.PeftModel):
+        return False
+    names = set(model.peft_config)
+    beginnings = [str(getattr(config, "init_lora_weights", "")).lower() for config in model.peft_config.values()]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return not any(text.startswith(MOVE_THE_BASE) for text in beginnings) and all(
+        names & set(name.split(".")) for name in trained
+    )
