@@ -87,7 +87,7 @@ class ReferenceConfig:
     """DPO: compute the reference's log-probabilities once, before training, and keep them on disk."""
 
     ref_sync_steps: int | None = None
-    """DPO, KTO, GRPO with a second model: steps after which the reference moves towards the policy (TR-DPO)."""
+    """DPO, IPO, KTO with a second model: steps after which the reference moves towards the policy (TR-DPO)."""
 
     ref_sync_alpha: float | None = None
     """By this share of the way."""

@@ -21,4 +21,6 @@ def trainer(setup: Setup, train: Any, valid: Any) -> Trainer:
     """The Trainer on pairs."""
     # The lengths are right already.
     arguments = trl_arguments(setup, CPOConfig, max_length=setup.config.length.max_length)
-    return Trainer(setup, train, valid, args=arguments, data_collator=Apart(pad_of(setup.tokenizer)))
+    made = Trainer(setup, train, valid, args=arguments, data_collator=Apart(pad_of(setup.tokenizer)))
+    made.use_dpo_data_collator = True  # ours makes what theirs does
+    return made

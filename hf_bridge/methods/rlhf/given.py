@@ -1,5 +1,7 @@
 """What the Trainers here share: they take examples as they are, tokenised, and stay on this machine."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -8,6 +10,15 @@ from hf_bridge.methods.method import Setup
 from hf_bridge.methods.rlhf.options import arguments
 from hf_bridge.methods.rlhf.reference import TUNERS_OFF
 from hf_bridge.methods.token_trainer import Quiet
+from swift_mega.base.errors import UserError
+
+
+class _Row(datasets.Dataset):  # type: ignore[misc]
+    """All that TRL sees while a Trainer is made, when it looks at the data and would prepare it: an empty row."""
+
+    def map(self, *args: Any, **kwargs: Any) -> "_Row":
+        return self
+
 
 class Given(Quiet):
     """In front of a Trainer of TRL: no templates, no tokenising, no telemetry, no model card of theirs.
@@ -18,18 +29,18 @@ class Given(Quiet):
     """
 
     def __init__(self, setup: Setup, train: Any, valid: Any, **more: Any) -> None:
-        # TRL looks at the data while it is made, and prepares it. One empty row is all it gets to see.
-        row = datasets.Dataset.from_dict({"prompt": [""], "completion": [""], "label": [True]})
+        row = _Row.from_dict({"prompt": [""], "completion": [""], "label": [True]})
         self._reference_model: Any = None
-        super().__init__(
-            model=setup.model,
-            train_dataset=row,
-            eval_dataset=None if valid is None else row,
-            processing_class=setup.tokenizer,
-            callbacks=list(setup.callbacks),
-            optimizers=(setup.optimizer, None),
-            **more,
-        )
+        with _explained():
+            super().__init__(
+                model=setup.model,
+                train_dataset=row,
+                eval_dataset=None if valid is None else row,
+                processing_class=setup.tokenizer,
+                callbacks=list(setup.callbacks),
+                optimizers=(setup.optimizer, None),
+                **more,
+            )
         self.train_dataset, self.eval_dataset = train, valid
 
     @property
@@ -44,10 +55,6 @@ class Given(Quiet):
 
     def _prepare_dataset(self, dataset: Any, *more: Any) -> Any:
         return dataset
-
-    def tokenize_row(self, row: Any, model: Any = None) -> Any:
-        """Nothing: it is."""
-        return row
 
     def _send_telemetry(self) -> None:
         pass
@@ -64,7 +71,17 @@ def trl_arguments(setup: Setup, kind: type, **more: Any) -> Any:
         more: that overrides what the user has said.
     """
     own = {**setup.arguments, **arguments(setup.config), **more}
-    return kind(**{"bf16": False, **own, "remove_unused_columns": False})
+    with _explained():
+        return kind(**{"bf16": False, **own, "remove_unused_columns": False})
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What TRL refuses is the user's to mend, and it says how."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"TRL refuses: {error}", "Change the options that it names.") from error
 
 
 def pad_of(tokenizer: Any) -> int:

@@ -36,12 +36,12 @@ def _named(section: str, *names: str, **renamed: str) -> dict[str, str]:
     return {f"{section}.{name}": theirs for name, theirs in {**dict(zip(names, names, strict=True)), **renamed}.items()}
 
 
-_REFERENCE = _named(
-    "reference", ref_model=OURS, ref_sync_steps="ref_model_sync_steps", ref_sync_alpha="ref_model_mixup_alpha"
-)
+_REFERENCE = _named("reference", ref_model=OURS)
+_FOLLOWING = _named("reference", ref_sync_steps="ref_model_sync_steps", ref_sync_alpha="ref_model_mixup_alpha")
 _PAIRED = {
     **_named("objective", "beta", "label_smoothing", "ld_alpha", sft_weight=OURS, loss_type="loss_type"),
     **_REFERENCE,
+    **_FOLLOWING,
     **_named("reference", reference_free=OURS, precompute_ref=OURS),
 }
 _FREE = _named("objective", "beta", "label_smoothing", sft_weight="cpo_alpha", alphapo="alpha")
@@ -77,7 +77,7 @@ OPTIONS = {
     ),
     "orpo": Options(_named("objective", "beta")),
     "kto": Options(
-        _named("objective", "beta", "loss_type", "desirable_weight", "undesirable_weight") | _REFERENCE,
+        _named("objective", "beta", "loss_type", "desirable_weight", "undesirable_weight") | _REFERENCE | _FOLLOWING,
         losses=("kto", "apo_zero_unpaired"),
     ),
     "rm": Options(_named("objective", center_rewards="center_rewards_coefficient")),
@@ -158,6 +158,8 @@ def check(config: RlhfConfig) -> None:
                 "`--help` says what it may be.",
             )
     _check_losses(config, options)
+    if config.reference.ref_sync_steps and (config.reference.precompute_ref or config.reference.reference_free):
+        raise UserError("the reference cannot both follow the policy and stay as it is.", "Drop `ref_sync_steps`.")
     _check_general(config)
 
 

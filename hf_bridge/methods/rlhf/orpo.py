@@ -20,4 +20,6 @@ class Trainer(Given, ORPOTrainer):  # type: ignore[misc]
 def trainer(setup: Setup, train: Any, valid: Any) -> Trainer:
     """The Trainer on pairs."""
     arguments = trl_arguments(setup, ORPOConfig, max_length=setup.config.length.max_length)
-    return Trainer(setup, train, valid, args=arguments, data_collator=Apart(pad_of(setup.tokenizer)))
+    made = Trainer(setup, train, valid, args=arguments, data_collator=Apart(pad_of(setup.tokenizer)))
+    made.use_dpo_data_collator = True  # ours makes what theirs does
+    return made

@@ -6,6 +6,7 @@ import peft
 
 from hf_bridge.methods.method import Setup
 from hf_bridge.models.load import load_model
+from swift_mega.base.errors import UserError
 
 TUNERS_OFF = object()
 """In the place of a reference model: the policy itself, its tuners switched off."""
@@ -16,9 +17,18 @@ that the base without it is not the model as it was."""
 
 
 def reference(setup: Setup) -> Any:
-    """`TUNERS_OFF`, or a model that is not trained."""
+    """`TUNERS_OFF`, or a model that is not trained.
+
+    Raises:
+        UserError: it is to follow the policy, and is no model of its own.
+    """
     chosen = setup.config.reference.ref_model
     if chosen is None and leaves_base_alone(setup.model):
+        if setup.config.reference.ref_sync_steps is not None:
+            raise UserError(
+                "`--reference.ref_sync_steps`: with a tuner of PEFT the reference is the model without it.",
+                "Leave it out, or name a `--reference.ref_model` of its own.",
+            )
         return TUNERS_OFF
     model = load_model(chosen or setup.config.model, setup.config.loading).model
     return model.requires_grad_(False).eval()
