@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, method_of: "Callable[[Any], Method]", kind: ty
     """Check what can be checked without torch, then tune: here, or in `args.nproc` processes started here.
 
     Args:
-        method_of: configuration → method; called when something is to be done.
+        method_of: configuration → method, without torch; refuses what the method cannot do.
     """
     options = configs.overrides(args, kind)
     values = configs.merge(configs.read_yaml(args.config) if args.config else {}, options)
@@ -48,11 +48,12 @@ def run(args: argparse.Namespace, method_of: "Callable[[Any], Method]", kind: ty
     from hf_bridge.methods.check import check
 
     check(config, world_size)
+    method = method_of(config)
     if args.dry_run:
         from hf_bridge.methods.plan import plan
 
         say(configs.dump(config))
-        say(str(plan(config, method_of(config), world_size)))
+        say(str(plan(config, method, world_size)))
         return 0
     if world_size > 1 and not launched:
         from launch import local
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace, method_of: "Callable[[Any], Method]", kind: ty
         return local.run(args.argv, world_size)
     from hf_bridge.methods.run import run
 
-    run(config, method_of(config))
+    run(config, method)
     return 0
 
 

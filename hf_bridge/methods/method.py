@@ -49,6 +49,7 @@ class Method:
         template: declared one, where the run names none, in the place of the model's own.
         long_rows: where the run does not say.
         shares_sequences: whether its loss is a sum over tokens, which processes can share.
+        num_labels: of the head, where the run does not say.
     """
 
     name: str
@@ -59,3 +60,4 @@ class Method:
     template: str | None = None
     long_rows: LongRows = "drop"
     shares_sequences: bool = False
+    num_labels: int | None = None

@@ -29,7 +29,10 @@ MAY_CHANGE = (
 )
 """Options of the sections below that do not decide what is computed."""
 
-SAME = ("model", "tuner", "loading", "data", "text", "length", "tuning", "train.seed")
+SAME = (
+    *("model", "tuner", "loading", "data", "text", "length", "tuning", "train.seed"),
+    *("method", "objective", "reference", "sampling", "reward", "grpo", "ppo"),
+)
 """What makes two starts the same run: options, and sections with all but the above. The rest of `train`, such as its
 length, and `parallel` may change."""
 

@@ -96,7 +96,8 @@ def resolved(config: TuneConfig, method: Method) -> TuneConfig:
         )
     length = replace(config.length, long_rows=config.length.long_rows or method.long_rows)
     text = replace(config.text, template=config.text.template or method.template)
-    return replace(config, length=length, text=text)
+    loading = replace(config.loading, num_labels=config.loading.num_labels or method.num_labels)
+    return replace(config, length=length, text=text, loading=loading)
 
 
 def prepared(config: TuneConfig, method: Method) -> tuple[Setup, dict[str, Any]]:

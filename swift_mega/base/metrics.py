@@ -105,12 +105,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot(folder: Path) -> None:
-    """Draw the run in `folder` as `loss.png`, from rank 0."""
+    """Draw the run in `folder` as `loss.png`, and as `rewards.png` where it has any, from rank 0."""
     if is_main():
-        from swift_mega.base.plot import draw  # matplotlib takes a second to import
+        from swift_mega.base.plot import draw, draw_rewards  # matplotlib takes a second to import
 
+        lines, title = read(folder), folder.resolve().name
         with write_errors_are_the_users(folder, option="`output`"):
-            draw(read(folder), folder / "loss.png", title=folder.resolve().name)
+            draw(lines, folder / "loss.png", title)
+            draw_rewards(lines, folder / "rewards.png", title)
 
 
 def _drop_after(file: Path, step: int) -> None:

@@ -1,10 +1,11 @@
-"""`loss.png`: what a run did, on one page.
+"""`loss.png`: what a run did, on one page; and `rewards.png`, for runs on preferences or rewards.
 
 Above, the training loss of every logged step, thin, and smoothed, bold, with the held-out loss as
 points; below, learning rate and gradient norm. A vertical line marks each later start, with the name
-of its parallel layout where that has changed.
+of its parallel layout where that has changed. `rewards.png` has a panel for each kind of number that the run has.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,64 @@ def draw(lines: Lines, file: Path, title: str) -> None:
         norm.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.set_title(title, loc="left", fontweight="bold", pad=24)
         figure.savefig(file)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Numbers that are drawn over each other.
+
+    Attributes:
+        label: of the axis.
+        curves: name in metrics.jsonl → what the legend calls it; with `eval/` before it as points.
+    """
+
+    label: str
+    curves: dict[str, str]
+
+
+REWARD_PANELS = (
+    Panel("reward", {"rewards/chosen": "chosen answers", "rewards/rejected": "rejected answers", "reward": "answers"}),
+    Panel("margin of rewards", {"rewards/margins": "chosen − rejected", "margin": "chosen − rejected"}),
+    Panel("share of pairs\nin right order", {"rewards/accuracies": "of pairs", "accuracy": "of pairs"}),
+    Panel("log-probability\nof an answer", {"logps/chosen": "chosen answers", "logps/rejected": "rejected answers"}),
+    Panel("divergence\nfrom reference", {"kl": "mean"}),
+    Panel("length of\nanswers (tokens)", {"completions/mean_length": "mean"}),
+)
+
+
+def draw_rewards(lines: Lines, file: Path, title: str) -> bool:
+    """Draw what a run on preferences or rewards did as the picture `file`; False where `lines` have nothing of it."""
+    found = [panel for panel in REWARD_PANELS if any(len(_series(lines, name)[0]) for name in panel.curves)]
+    if not found:
+        return False
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.8 + 1.6 * len(found)), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, panel in zip(panels, found, strict=True):
+            _draw_panel(axes, lines, panel)
+        _mark_starts(tuple(panels), lines)
+        panels[-1].set_xlabel("step")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_title(title, loc="left", fontweight="bold", pad=24)
+        figure.savefig(file)
+    return True
+
+
+def _draw_panel(axes: Axes, lines: Lines, panel: Panel) -> None:
+    """Each number thin and smoothed, as the loss is, and as points where it is of held-out data."""
+    for colour, (name, label) in zip((BLUE, ORANGE, INK), panel.curves.items(), strict=False):
+        steps, values = _series(lines, name)
+        if len(values):
+            smooth = _smooth(values) if len(values) > 5 else values
+            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
+            axes.plot(steps, smooth, color=colour, linewidth=1.8, label=label)
+        steps, values = _series(lines, f"eval/{name}")
+        if len(values):
+            axes.plot(steps, values, color=colour, linestyle="", marker="o", markersize=5, label=f"{label}, held out")
+    axes.set_ylabel(panel.label)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.legend(frameon=False, loc="best", fontsize=8)
 
 
 def _draw_loss(axes: Axes, lines: Lines) -> None:

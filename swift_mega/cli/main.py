@@ -35,6 +35,7 @@ COMMANDS = {
     "convert push": Command("converters.command_push", "upload a Hugging Face folder to a hub"),
     "bridge sft": Command("hf_bridge.command_sft", "tune a model on conversations: LoRA, all weights, …"),
     "bridge pretrain": Command("hf_bridge.command_pretrain", "the same on plain texts"),
+    "bridge rlhf": Command("hf_bridge.command_rlhf", "tune it on preferences or rewards: DPO, KTO, GRPO, PPO, …"),
     "bridge show-data": Command("hf_bridge.command_show_data", "show rows of data as a model is trained on them"),
     "bridge models": Command("hf_bridge.command_models", "list model types, their ids and templates"),
     "bridge bench-tuners": Command("hf_bridge.command_bench_tuners", "compare tuners on a model and data"),
