@@ -95,6 +95,11 @@ class Trainer(Quiet):
         self.order = torch.empty(0, dtype=torch.int64)
         self.numbers: dict[str, list[float]] = defaultdict(list)
 
+    @property
+    def _policy(self) -> Any:
+        """Without what spreads it over processes."""
+        return self.accelerator.unwrap_model(self.model)
+
     # Questions: each batch is that of a whole rollout, and comes as often as it is trained on.
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RepeatSampler:
@@ -182,7 +187,7 @@ class Trainer(Quiet):
         logps, values, _ = self._forward(self.model, batch)
         if self.compared is not None:
             return logps, values, self._forward(self.compared, batch)[0]
-        with self.accelerator.unwrap_model(self.model).disable_adapter():
+        with self._policy.disable_adapter():
             return logps, values, self._forward(self.model, batch)[0]
 
     def _scores(self, answers: list[list[int]], rows: list[Row], mask: torch.Tensor) -> torch.Tensor:
@@ -225,7 +230,7 @@ class Trainer(Quiet):
         logps = (logits / self.args.temperature).log_softmax(-1)
         chosen = logps.gather(-1, batch["input_ids"][:, -count:, None])[..., 0]
         entropy = -(logps.detach().exp() * logps.detach()).sum(-1)
-        found = getattr(self.accelerator.unwrap_model(self.model), value.NAME)
+        found = getattr(self._policy, value.NAME)
         values = found(hidden[-1][:, -count - 1 :], {"input_ids": batch["input_ids"], "attention_mask": mask})
         return chosen, values[:, :-1], entropy
 
@@ -257,7 +262,7 @@ class Trainer(Quiet):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As transformers', with what gives values at a rate of its own, also where a tuner brings the optimizer."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        own = list(getattr(self.accelerator.unwrap_model(self.model), value.NAME).parameters())
+        own = list(getattr(self._policy, value.NAME).parameters())
         for group in optimizer.param_groups:
             group["params"] = [one for one in group["params"] if all(one is not other for other in own)]
         rate = self.args.value_learning_rate or self.args.learning_rate
@@ -280,18 +285,20 @@ class Trainer(Quiet):
     # What is kept: the values beside the policy's weights.
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        rest, own = value.split(self.model.state_dict() if state_dict is None else state_dict)
-        super()._save(output_dir, rest)
-        value.save(folder, own)
+        rest, state = (None, None) if state_dict is None else value.split(state_dict)
+        with value.apart(self._policy) as own:
+            super()._save(output_dir, rest)
+            value.save(Path(output_dir or self.args.output_dir), own.state_dict() if state is None else state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        value.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+        with value.apart(self._policy) as own:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            value.load(own, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        value.load(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
+        with value.apart(self._policy) as own:
+            super()._load_best_model()
+            value.load(own, Path(str(self.state.best_model_checkpoint)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

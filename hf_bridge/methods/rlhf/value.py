@@ -1,5 +1,7 @@
 """Where PPO's values come from: a head on the policy, or a model of its own. Kept beside the policy's weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,19 @@ def attach(setup: Setup) -> None:
     policy.add_module(NAME, Own(model))
 
 
+@contextmanager
+def apart(policy: Any) -> Iterator[nn.Module]:
+    """Inside, the policy is without what gives values, which is yielded: so it is saved and loaded like any other."""
+    own: nn.Module = getattr(policy, NAME)
+    delattr(policy, NAME)
+    try:
+        yield own
+    finally:
+        policy.add_module(NAME, own)
+
+
 def split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The policy's weights, and those that give values, under names of their own."""
+    """Weights that were gathered from several processes: the policy's, and those that give values."""
     own = {name.removeprefix(f"{NAME}."): tensor for name, tensor in state.items() if name.startswith(f"{NAME}.")}
     return {name: tensor for name, tensor in state.items() if not name.startswith(f"{NAME}.")}, own
 
@@ -77,7 +90,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / FILE)
 
 
-def load(policy: Any, folder: Path) -> None:
+def load(own: nn.Module, folder: Path) -> None:
     """From beside the policy's weights.
 
     Raises:
@@ -85,4 +98,4 @@ def load(policy: Any, folder: Path) -> None:
     """
     if not (folder / FILE).is_file():
         raise UserError(f"{folder} has no {FILE}.", "Resume from a checkpoint that PPO has written.")
-    getattr(policy, NAME).load_state_dict(load_file(folder / FILE))
+    own.load_state_dict(load_file(folder / FILE))
