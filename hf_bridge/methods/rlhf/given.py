@@ -84,6 +84,21 @@ def _explained() -> Iterator[None]:
         raise UserError(f"TRL refuses: {error}", "Change the options that it names.") from error
 
 
+def check_enough(questions: int, needed: int) -> None:
+    """Refuse a step that asks more questions than there are, of which TRL's sampler would make no step at all.
+
+    A rest that is smaller is left out of an epoch, and is another one in the next.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if questions < needed:
+        raise UserError(
+            f"answers are drawn to {needed} questions at once, and there are {questions}.",
+            "Lower per_device_train_batch_size or gradient_accumulation_steps, or give more questions.",
+        )
+
+
 def pad_of(tokenizer: Any) -> int:
     """The token to pad with, which nothing looks at."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):

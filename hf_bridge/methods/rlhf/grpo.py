@@ -18,7 +18,7 @@ from hf_bridge.data.row import Row
 from hf_bridge.methods.method import Setup
 from hf_bridge.methods.rewards.reward import Reward
 from hf_bridge.methods.rlhf.examples import Prompt, end_tokens
-from hf_bridge.methods.rlhf.given import Given, trl_arguments
+from hf_bridge.methods.rlhf.given import Given, check_enough, trl_arguments
 from hf_bridge.methods.rlhf.reference import TUNERS_OFF, reference
 from hf_bridge.methods.rlhf.scoring import answer_of, rewards_of, weights_of
 
@@ -73,11 +73,13 @@ def trainer(setup: Setup, train: Any, valid: Any) -> Trainer:
     """The Trainer on questions."""
     rewards, ends = rewards_of(setup), end_tokens(setup.encoder, setup.tokenizer)
     beta = setup.config.objective.beta or 0.0
+    arguments = trl_arguments(setup, trl.GRPOConfig, beta=0.0, reward_weights=weights_of(setup, rewards))
+    check_enough(len(train), arguments.generation_batch_size // arguments.num_generations)
     made = Trainer(
         setup,
         Questions(train, setup.tokenizer),
         None if valid is None else Questions(valid, setup.tokenizer),
-        args=trl_arguments(setup, trl.GRPOConfig, beta=0.0, reward_weights=weights_of(setup, rewards)),
+        args=arguments,
         reward_funcs=[_scorer(one, setup.tokenizer, ends) for one in rewards],
     )
     made.end_with(ends)

@@ -96,6 +96,8 @@ OPTIONS = {
         | _named("grpo", "epsilon", "epsilon_high", "delta", "num_iterations", "steps_per_generation")
         | _named("grpo", "importance_sampling_level", "mask_truncated_completions", "top_entropy_quantile")
         | _named("grpo", "entropy_coef", "log_completions"),
+        # With it a token's probability would not be that with which it was drawn.
+        defaults={"disable_dropout": True},
         losses=GRPO_LOSSES,
         needs=(("reward.rewards", "reward.reward_model"),),
     ),

@@ -26,7 +26,7 @@ from hf_bridge.methods.rewards.reward import Reward
 from hf_bridge.methods.rlhf import objective, value
 from hf_bridge.methods.rlhf.collate import left_padded
 from hf_bridge.methods.rlhf.examples import Prompt, end_tokens
-from hf_bridge.methods.rlhf.given import pad_of, trl_arguments
+from hf_bridge.methods.rlhf.given import check_enough, pad_of, trl_arguments
 from hf_bridge.methods.rlhf.reference import TUNERS_OFF, reference
 from hf_bridge.methods.rlhf.scoring import answer_of, rewards_of, weights_of
 from hf_bridge.methods.token_trainer import Quiet, base_of
@@ -57,6 +57,16 @@ class PPOConfig(transformers.TrainingArguments):  # type: ignore[misc]
     min_p: float | None = None
     repetition_penalty: float = 1.0
     reward_weights: list[float] | None = None
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of one pass over a rollout."""
+        return int(self.num_mini_batches * self.gradient_accumulation_steps)
+
+    @property
+    def questions(self) -> int:
+        """Of a rollout, all processes together."""
+        return int(self.per_device_train_batch_size * self.micro_batches * self.world_size)
 
 
 class Trainer(Quiet):
@@ -89,7 +99,7 @@ class Trainer(Quiet):
         self.compared = None
         if compared is not TUNERS_OFF:
             self.compared = self.accelerator.prepare_model(compared, evaluation_mode=True)
-        self.micro_batches = args.num_mini_batches * args.gradient_accumulation_steps
+        self.micro_batches = args.micro_batches
         self.done = 0  # micro-batches of this run, those before a resumption included
         self.rollout: Batch | None = None
         self.order = torch.empty(0, dtype=torch.int64)
@@ -106,7 +116,7 @@ class Trainer(Quiet):
         return RepeatSampler(
             self.train_dataset,
             mini_repeat_count=1,
-            batch_size=self.args.per_device_train_batch_size * self.micro_batches * self.args.world_size,
+            batch_size=self.args.questions,
             repeat_count=self.args.num_ppo_epochs * self.micro_batches,
             seed=self.args.seed,
         )
@@ -308,7 +318,8 @@ class Trainer(Quiet):
 
 def trainer(setup: Setup, train: Any, valid: Any) -> Trainer:
     """The Trainer on questions."""
-    rewards = rewards_of(setup)
-    compared = reference(setup)
+    arguments = trl_arguments(setup, PPOConfig)
+    check_enough(len(train), arguments.questions)
+    rewards, compared = rewards_of(setup), reference(setup)
     value.attach(setup)
-    return Trainer(setup, train, valid, trl_arguments(setup, PPOConfig), rewards, compared)
+    return Trainer(setup, train, valid, arguments, rewards, compared)

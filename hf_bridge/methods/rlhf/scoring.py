@@ -62,7 +62,7 @@ def answer_of(ids: Sequence[int], tokenizer: Any, ends: Sequence[int]) -> Answer
 
 
 def reward_model(name: str, setup: Setup) -> Reward:
-    """What a model with one score says of a conversation, written in its own template unless the run names one.
+    """What a model with one score says of a conversation, written in its own chat template, or else the run's.
 
     Args:
         name: its folder or id; of an adapter, as `--method rm` with a tuner saves it, the base is looked up in it.
@@ -74,7 +74,8 @@ def reward_model(name: str, setup: Setup) -> Reward:
     if model.config.num_labels != 1:
         raise UserError(f"{name} gives {model.config.num_labels} scores.", "A reward model gives one.")
     text = setup.config.text
-    write = encoder(tokenizer, text.template, agent_format=text.agent_format, allow_special=text.allow_special)
+    declared = None if tokenizer.chat_template else text.template
+    write = encoder(tokenizer, declared, agent_format=declared and text.agent_format, allow_special=text.allow_special)
     pad = pad_of(tokenizer)
 
     @torch.no_grad()
