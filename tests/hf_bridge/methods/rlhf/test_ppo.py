@@ -160,25 +160,18 @@ def test_a_reward_model_scores_the_conversation_in_its_own_template(make: Callab
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_it_learns_what_is_rewarded(make: Callable[..., Made], tmp_path: Path, lora: bool) -> None:
-    """Answers of one token more in a hundred than chance would give, at first; most of them at the end."""
+def test_it_learns_what_is_rewarded(make: Callable[..., Made], tmp_path: Path) -> None:
+    """Small letters, of which a random model writes as many as there are in its vocabulary."""
     file = tmp_path / "mine.py"
-    file.write_text("def short(answer, row):\n    return 1.0 if answer.finished else 0.0\n")
-    options = {
-        "max_steps": 60,
-        "learning_rate": 3e-2 if lora else 3e-3,
-        "per_device_train_batch_size": 16,
-        "lr_scheduler_type": "constant",
-    }
-    rows = [Row((Message("user", f"Hello {n}"),)) for n in range(32)]
+    file.write_text("def small(answer, row):\n    return sum(map(str.islower, answer.text)) / max(1, len(answer.text))\n")
+    options = {"learning_rate": 3e-3, "lr_scheduler_type": "constant", "max_steps": 100}
     made = make(
-        *("ppo", lora, options),
-        rows=rows,
-        reward=RewardsConfig(rewards=[f"{file}:short"]),
-        sampling=SamplingConfig(max_completion_length=8),
+        *("ppo", False, {**options, "per_device_train_batch_size": 16}),
+        rows=[Row((Message("user", f"Hello {n}"),)) for n in range(32)],
+        reward=RewardsConfig(rewards=[f"{file}:small"]),
+        sampling=SamplingConfig(max_completion_length=6),
         objective=ObjectiveConfig(beta=0.01),
     )
     made.trainer.train()
     scores = [line["reward"] for line in made.trainer.state.log_history if "reward" in line]
-    assert sum(scores[:3]) / 3 < 0.3 and sum(scores[-3:]) / 3 > 0.8
+    assert len(scores) == 25 and sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.2
