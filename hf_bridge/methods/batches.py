@@ -6,10 +6,8 @@ of attention (block-diagonal for SDPA and eager, lengths for flash-attention, wi
 is one more example behind the others.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,11 +33,10 @@ class Sequences(torch.utils.data.Dataset[list[Example]]):
         self.tokens = examples.tokens
         self.channels = sorted(examples.counts.channels)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """The checksum of all examples."""
-        with (self.examples.folder / "examples.bin").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return self.examples.fingerprint
 
     def __len__(self) -> int:
         return len(self.examples) if self.packing is None else len(self.packing)

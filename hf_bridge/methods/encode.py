@@ -122,6 +122,12 @@ class Examples(Sequence[Any]):
         """Of all examples together."""
         return int(self.lengths.sum())
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The checksum of all examples."""
+        with (self.folder / "examples.bin").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def __len__(self) -> int:
         return len(self.ends)
 

@@ -106,6 +106,18 @@ def test_a_run_of_any_length_becomes_a_picture(tmp_path: Path, last: int) -> Non
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_only_a_run_on_rewards_has_a_picture_of_them(tmp_path: Path) -> None:
+    for name, more in (("plain", {}), ("preferences", {"rewards/margins": 0.5, "logps/chosen": -3.0})):
+        writer = MetricsWriter(tmp_path / name)
+        for step in range(1, 9):
+            writer.write(step, {"loss": 1.0 / step, **more})
+        writer.write(8, {f"eval/{key}": number for key, number in more.items()} or {"eval/loss": 1.0})
+        writer.close()
+        plot(tmp_path / name)
+    assert not (tmp_path / "plain" / "rewards.png").exists()
+    assert (tmp_path / "preferences" / "rewards.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_smoothing_keeps_a_constant_and_a_length() -> None:
     import numpy as np
 

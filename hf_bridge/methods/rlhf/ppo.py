@@ -261,7 +261,8 @@ class Trainer(Quiet):
                 "clip_ratio": objective.masked_mean(((ratio - 1).abs() > args.cliprange).float(), mask),
             }
         )
-        return policy + args.vf_coef * valued
+        loss: torch.Tensor = policy + args.vf_coef * valued
+        return loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
         """The loss on answers that are drawn for it; what counts are the rewards beside it."""

@@ -83,8 +83,10 @@ def test_the_first_loss_of_dpo_is_ln_2(make: Make, lora: bool) -> None:
     ],
 )
 def test_dpo(make: Make, loss: str) -> None:
-    smoothing = {"label_smoothing": 0.1} if loss == "robust" else {}
-    made = make("dpo", lora=loss != "sigmoid", objective=ObjectiveConfig(beta=0.3, loss_type=[loss], **smoothing))
+    smoothing = 0.1 if loss == "robust" else None
+    made = make(
+        "dpo", lora=loss != "sigmoid", objective=ObjectiveConfig(beta=0.3, loss_type=[loss], label_smoothing=smoothing)
+    )
     moved(made.setup.model)
     assert made.loss() == pytest.approx(float(bare_dpo(made, loss, 0.3, 0.1)), rel=1e-6, abs=1e-6)
 

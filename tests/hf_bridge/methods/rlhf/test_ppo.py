@@ -163,7 +163,8 @@ def test_a_reward_model_scores_the_conversation_in_its_own_template(make: Callab
 def test_it_learns_what_is_rewarded(make: Callable[..., Made], tmp_path: Path) -> None:
     """Small letters, of which a random model writes as many as there are in its vocabulary."""
     file = tmp_path / "mine.py"
-    file.write_text("def small(answer, row):\n    return sum(map(str.islower, answer.text)) / max(1, len(answer.text))\n")
+    small = "sum(map(str.islower, answer.text)) / max(1, len(answer.text))"
+    file.write_text(f"def small(answer, row):\n    return {small}\n")
     options = {"learning_rate": 3e-3, "lr_scheduler_type": "constant", "max_steps": 100}
     made = make(
         *("ppo", False, {**options, "per_device_train_batch_size": 16}),
