@@ -1,7 +1,7 @@
 """SWIFT's Table 4 for any model and data: every tuner trained alike, each in a process of its own.
 
     OUTPUT/bench.json               the configuration of the benchmark
-    OUTPUT/<tuner>/result.json      what was measured; the run beside it
+    OUTPUT/<tuner>/result.json      what was measured; metrics.jsonl and loss.png of the run beside it
     OUTPUT/table.md, tuners.png     all of them
 
 A tuner that has a result is not trained again, so that a benchmark that was stopped goes on. Torch-free itself: the
@@ -147,6 +147,8 @@ def _measured(config: BenchTunersConfig, one: Contender, folder: Path) -> Measur
             last = _shown(process.stderr)
         if process.returncode:
             return last or f"the process ended with {process.returncode}"
+        for weights in ("checkpoints", "model"):
+            shutil.rmtree(new / "run" / weights)  # ten times the model, which nobody asked for
         new.rename(folder)
     return Measured(**json.loads(result.read_text(encoding="utf-8")))
 
