@@ -15,7 +15,7 @@ from converters.family import Family
 from converters.missing import MISSING
 from tests.converters import test_layouts
 from tests.model import parity, test_expert_families
-from tests.support import tiny, tiny_dense, tiny_hybrid, tiny_moe
+from tests.support import listing3, tiny, tiny_dense, tiny_hybrid, tiny_moe
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -76,8 +76,10 @@ def _trains(family: Family) -> str:
 
 def filled(text: str) -> str:
     """README's text with current tables."""
-    block = f"<!-- families:begin -->\n{families()}\n<!-- families:end -->"
-    return re.sub(r"<!-- families:begin -->.*?<!-- families:end -->", lambda _: block, text, flags=re.DOTALL)
+    for name, table in (("families", families()), ("listing3", listing3.table())):
+        block = f"<!-- {name}:begin -->\n{table}\n<!-- {name}:end -->"
+        text = re.sub(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _, new=block: new, text, flags=re.DOTALL)
+    return text
 
 
 if __name__ == "__main__":
