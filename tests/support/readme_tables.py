@@ -76,10 +76,13 @@ def _trains(family: Family) -> str:
 
 def filled(text: str) -> str:
     """README's text with current tables."""
-    for name, table in (("families", families()), ("listing3", listing3.table())):
-        block = f"<!-- {name}:begin -->\n{table}\n<!-- {name}:end -->"
-        text = re.sub(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _, new=block: new, text, flags=re.DOTALL)
-    return text
+    text = _with_table(text, "families", families())
+    return _with_table(text, "listing3", listing3.table())
+
+
+def _with_table(text: str, name: str, table: str) -> str:
+    block = f"<!-- {name}:begin -->\n{table}\n<!-- {name}:end -->"
+    return re.sub(f"<!-- {name}:begin -->.*?<!-- {name}:end -->", lambda _: block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
