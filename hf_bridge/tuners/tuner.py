@@ -58,7 +58,7 @@ class Attached(abc.ABC):
         """
         raise UserError(f"`{self.name}` cannot be merged.", "Use it beside the model.")
 
-    def let_go(self) -> None:  # noqa: B027 - most change nothing besides
+    def let_go(self) -> None:
         """Undo what it changed besides modules and weights: for a model that it has been merged into."""
         return None
 
