@@ -1,5 +1,5 @@
 """Tuning on transformers, PEFT and TRL, which import torchao wherever it is installed."""
 
-from swift_mega.compat.quiet import hide_inside_quantisers
+from swift_mega.compat.quiet import hide_when_imported
 
-hide_inside_quantisers()
+hide_when_imported()

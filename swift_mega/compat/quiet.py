@@ -13,13 +13,15 @@ INSIDE_MEGATRON = (
     r"Please use DTensor instead",
 )
 
-INSIDE_QUANTISERS = {
+WHEN_IMPORTED = {
     # Its kernels for GPUs, which it tries to load everywhere.
     "torchao": ("Failed to load ",),
     # Two of its enums, which it registers with torch in a way that torch is about to forbid.
     "torch.utils._pytree": ("<enum 'KernelPreference'>", "<enum 'ScaleCalculationMode'>"),
     # Each layer in each forward pass, where activations are not fp16.
     "bitsandbytes.autograd._functions": ("MatMul8bitLt: inputs will be cast",),
+    # accelerate imports it wherever it is, for runs that have nothing to do with it.
+    "DeepSpeed": ("Setting accelerator to CPU",),
 }
 """Logger → how its messages begin."""
 
@@ -30,9 +32,9 @@ def hide_inside_megatron() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def hide_inside_quantisers() -> None:
-    """Leave out what torchao logs when PEFT imports it, which it does wherever torchao is; and one of bitsandbytes."""
-    for name, openings in INSIDE_QUANTISERS.items():
+def hide_when_imported() -> None:
+    """Leave out what libraries log that PEFT and accelerate import wherever they are installed."""
+    for name, openings in WHEN_IMPORTED.items():
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Without) for known in logger.filters):
             logger.addFilter(_Without(openings))

@@ -4,12 +4,12 @@ import logging
 
 import pytest
 
-from swift_mega.compat.quiet import hide_inside_quantisers
+from swift_mega.compat.quiet import hide_when_imported
 
 
 def test_only_those_messages_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    hide_inside_quantisers()
-    hide_inside_quantisers()
+    hide_when_imported()
+    hide_when_imported()
     logger = logging.getLogger("torchao")
     logger.warning("Failed to load /somewhere/_C_cutlass_90a.abi3.so: no CUDA")
     logger.warning("another thing")
