@@ -11,17 +11,13 @@ from tests.hf_bridge.methods import runs
 
 NONE = {"rank": None, "alpha": None, "dropout": None}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "adapter": {"bottleneck": 4},
-    "restuning": {"bottleneck": 4},
     "restuning-bypass": {"bottleneck": 4},
     "scedit": {"bottleneck": 4},
-    "side": {},
     "llamapro": {"num_new_blocks": 2},
     "lisa": {"activated_layers": 1, "step_interval": 3},
     "galore": {"rank": 4, "update_interval": 3},
     "q-galore": {"rank": 4, "update_interval": 3},
     "longlora": {"r": 4},
-    "neftune": {},
     "lora+neftune": {},
     "lora+llamapro": {"num_new_blocks": 2},
 }
@@ -33,7 +29,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> runs.Ground:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuner", [name for name in OPTIONS if name != "neftune"])
+@pytest.mark.parametrize("tuner", OPTIONS)
 def test_a_stopped_run_ends_as_one_that_was_not(ground: runs.Ground, tmp_path: Path, tuner: str) -> None:
     def config(output: str, **train: Any) -> Any:
         tuning = {**NONE, "tuner_options": OPTIONS[tuner]}
