@@ -50,6 +50,7 @@ class Method:
         long_rows: where the run does not say.
         shares_sequences: whether its loss is a sum over tokens, which processes can share.
         num_labels: of the head, where the run does not say.
+        visits: configuration → how many places of a batch a row has in an epoch, where that is not one.
     """
 
     name: str
@@ -61,3 +62,4 @@ class Method:
     long_rows: LongRows = "drop"
     shares_sequences: bool = False
     num_labels: int | None = None
+    visits: Callable[[Any], int] = lambda config: 1

@@ -80,7 +80,7 @@ def plan(config: TuneConfig, method: Method, world_size: int = 1) -> Plan:
         trained_tokens=None if examples is None else int(examples.trained.sum()),
         fill=None if packing is None else packing.fill,
         examples_per_step=examples_per_step(config, world_size),
-        steps=total_steps(config, len(train), world_size),
+        steps=total_steps(config, len(train) * method.visits(config), world_size),
         twice=-len(train) % batch if processes > 1 else 0,
         trainable=trainable(config, method),
     )

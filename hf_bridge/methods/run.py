@@ -139,7 +139,7 @@ def _main_first(work: Any) -> Any:
 def _run(setup: Setup, method: Method, data: dict[str, Any], owner: Any, callbacks: Sequence[Any]) -> Outcome:
     config, train, valid = setup.config, data["dataset"], data.get("val_dataset")
     resume = on_main(lambda: _resume(config, train))
-    last = total_steps(config, len(train), _world_size())
+    last = total_steps(config, len(train) * method.visits(config), _world_size())
     if resume and output.step_of(resume) >= last and output.model_folder(config).is_dir():
         say(f"{config.output} is finished: it has all {counted(last, 'step')}. To go on, train for longer.")
         return Outcome(output.step_of(resume), "", output.model_folder(config))

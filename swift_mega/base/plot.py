@@ -48,11 +48,7 @@ def draw(lines: Lines, file: Path, title: str) -> None:
         lr.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
         _draw_small(norm, lines, "grad_norm", "gradient norm")
         _mark_starts((loss, lr, norm), lines)
-        steps = [line["step"] for line in lines] or [0]
-        margin = max(1, 0.04 * (max(steps) - min(steps)))
-        norm.set_xlim(min(steps) - margin, max(steps) + margin)
-        norm.set_xlabel("step")
-        norm.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _draw_steps(norm, lines)
         loss.set_title(title, loc="left", fontweight="bold", pad=24)
         figure.savefig(file)
 
@@ -92,8 +88,7 @@ def draw_rewards(lines: Lines, file: Path, title: str) -> bool:
         for axes, panel in zip(panels, found, strict=True):
             _draw_panel(axes, lines, panel)
         _mark_starts(tuple(panels), lines)
-        panels[-1].set_xlabel("step")
-        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        _draw_steps(panels[-1], lines)
         panels[0].set_title(title, loc="left", fontweight="bold", pad=24)
         figure.savefig(file)
     return True
@@ -113,6 +108,15 @@ def _draw_panel(axes: Axes, lines: Lines, panel: Panel) -> None:
     axes.set_ylabel(panel.label)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.legend(frameon=False, loc="best", fontsize=8)
+
+
+def _draw_steps(axes: Axes, lines: Lines) -> None:
+    """The axis of steps, from the first start to the last line."""
+    steps = [line["step"] for line in lines] or [0]
+    margin = max(1, 0.04 * (max(steps) - min(steps)))
+    axes.set_xlim(min(steps) - margin, max(steps) + margin)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_loss(axes: Axes, lines: Lines) -> None:

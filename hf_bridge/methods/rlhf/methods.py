@@ -54,6 +54,16 @@ def method_of(config: RlhfConfig) -> Method:
     return METHODS[config.method]
 
 
+def _answers(config: RlhfConfig) -> int:
+    """GRPO: of each question, and passes over them; TRL's defaults."""
+    return (config.sampling.num_generations or 8) * (config.grpo.num_iterations or 1)
+
+
+def _passes(config: RlhfConfig) -> int:
+    """PPO: over each answer."""
+    return config.ppo.num_ppo_epochs or 4
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -65,8 +75,8 @@ METHODS = {
         Method("rm", "seq_cls", True, _encoded(pairs, Pair), _trainer("rm"), num_labels=1),
         Method("kto", "causal_lm", True, _encoded(judged, Judged), _trainer("kto")),
         Method("gkd", "causal_lm", True, _encoded(taught, Tokens), _trainer("gkd")),
-        Method("grpo", "causal_lm", False, _encoded(prompts, Prompt), _trainer("grpo")),
-        Method("ppo", "causal_lm", False, _encoded(prompts, Prompt), _trainer("ppo")),
+        Method("grpo", "causal_lm", False, _encoded(prompts, Prompt), _trainer("grpo"), visits=_answers),
+        Method("ppo", "causal_lm", False, _encoded(prompts, Prompt), _trainer("ppo"), visits=_passes),
     )
 }
 """By name."""

@@ -88,3 +88,9 @@ def test_what_all_trainers_are_told_and_these_cannot_do() -> None:
     made.length = LengthConfig(packing=True)
     with pytest.raises(UserError, match=r"`--length.packing` cannot be had with `--method dpo`"):
         arguments(made)
+
+
+def test_rows_of_an_epoch_are_counted_as_often_as_they_are_in_a_batch() -> None:
+    assert METHODS["dpo"].visits(config("dpo")) == 1
+    assert METHODS["grpo"].visits(config("grpo", num_generations=4, num_iterations=2)) == 8
+    assert METHODS["ppo"].visits(config("ppo")) == 4
