@@ -27,6 +27,14 @@ class Start(TrainerCallback):
         self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+class Spoiled(TrainerCallback):
+    """A third step and later ones that make everything worse."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        for parameter in model.parameters() if state.global_step > 2 else ():
+            parameter.data.add_(0.05 if parameter.requires_grad else 0)
+
+
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_losses_are_those_of_a_bare_loop(tuner: str, ground: Ground, own_output: str) -> None:
     config = ground.config(own_output, tuner=tuner, tuning={} if tuner == "lora" else NO_OPTIONS)
@@ -102,9 +110,9 @@ def test_texts_are_trained_on_as_a_whole(ground: Ground, own_output: str) -> Non
 
 def test_evaluation_channels_and_the_best_checkpoint(ground: Ground, own_output: str) -> None:
     data = {"dataset": [f"{ground.folder / 'chat.jsonl'}#16"], "val_dataset": [str(ground.folder / "chat.jsonl")]}
-    options = {"eval_steps": 1, "load_best": True, "early_stopping": 2, "learning_rate": 10.0, "save_total_limit": 1}
+    options = {"eval_steps": 1, "load_best": True, "early_stopping": 2, "save_total_limit": 1}
     config = ground.config(own_output, data=data, train=options)
-    outcome = sft(config)
+    outcome = sft(config, [Spoiled()])
     held_out = series(config, "eval/loss")
     losses = held_out[1:]
     best = losses.index(min(losses)) + 1
