@@ -32,7 +32,7 @@ class Spoiled(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         for parameter in model.parameters() if state.global_step > 2 else ():
-            parameter.data.add_(0.05 if parameter.requires_grad else 0)
+            parameter.data.normal_(std=2.0)
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
@@ -111,13 +111,13 @@ def test_texts_are_trained_on_as_a_whole(ground: Ground, own_output: str) -> Non
 def test_evaluation_channels_and_the_best_checkpoint(ground: Ground, own_output: str) -> None:
     data = {"dataset": [f"{ground.folder / 'chat.jsonl'}#16"], "val_dataset": [str(ground.folder / "chat.jsonl")]}
     options = {"eval_steps": 1, "load_best": True, "early_stopping": 2, "save_total_limit": 1}
-    config = ground.config(own_output, data=data, train=options)
+    config = ground.config(own_output, tuner="full", tuning=NO_OPTIONS, data=data, train=options)
     outcome = sft(config, [Spoiled()])
     held_out = series(config, "eval/loss")
     losses = held_out[1:]
     best = losses.index(min(losses)) + 1
     assert outcome.step == held_out.index(min(held_out)) + 2 < 6, "it ends two evaluations behind the best"
-    model = peft.PeftModel.from_pretrained(bare.plain_model(config), outcome.folder)
+    model = AutoModelForCausalLM.from_pretrained(outcome.folder)
     config.data.dataset, config.data.val_dataset = config.data.val_dataset, []
     rows = bare.encoded(config)
     assert min(losses) == pytest.approx(bare.held_out_loss(model, rows), rel=1e-6), "the best is what was saved"
