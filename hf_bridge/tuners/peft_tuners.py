@@ -42,6 +42,10 @@ _ADDING = {"LORA", "ADALORA", "IA3", "VERA", "FOURIERFT", "LOHA", "LOKR", "PROMP
 """PEFT's types whose layers change what the layer in them gives, whatever that is; so they may lie in each other."""
 
 
+LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
+"""PEFT's own defaults, which it does not take by itself."""
+
+
 class PeftAttached(Attached):
     """A tuner of PEFT.
 
@@ -297,6 +301,11 @@ def load_config(folder: Path) -> PeftConfig:
 
 
 def _attach(model: nn.Module, name: str, config: Any, activation: Activation) -> Attached:
+    if getattr(config, "init_lora_weights", None) == "loftq" and not torch.cuda.is_available():
+        raise UserError(
+            "LoftQ's first matrices are what PEFT computes on a GPU, and there is none here.",
+            "Use `pissa` or `olora`, which also begin from the weights, or a machine with a GPU.",
+        )
     return PeftAttached(model, name, config, activation)
 
 
@@ -309,7 +318,12 @@ def _declared() -> Iterator[Tuner]:
         ("rslora", peft.LoraConfig, "rsLoRA, arXiv:2312.03732", {**lora, "use_rslora": True}),
         ("pissa", peft.LoraConfig, "PiSSA, arXiv:2404.02948", {**lora, "init_lora_weights": "pissa"}),
         ("olora", peft.LoraConfig, "OLoRA, arXiv:2406.01775", {**lora, "init_lora_weights": "olora"}),
-        ("loftq", peft.LoraConfig, "LoftQ, arXiv:2310.08659", {**lora, "init_lora_weights": "loftq"}),
+        (
+            "loftq",
+            peft.LoraConfig,
+            "LoftQ, arXiv:2310.08659",
+            {**lora, "init_lora_weights": "loftq", "loftq_config": LOFTQ},
+        ),
         (
             "adalora",
             peft.AdaLoraConfig,

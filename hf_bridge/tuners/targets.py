@@ -13,6 +13,8 @@ from swift_mega.base.errors import UserError, nearest
 
 ALL_LINEAR = "all-linear"
 """Every linear layer of the model but its head."""
+FUSED = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
+"""Model types whose kernels read the weight of `out_proj` past the layer, so that nothing can be added to it."""
 IN_TUNERS = re.compile(r"(.*\.)?tuner_.*")
 """Modules that another tuner has put beside the model's own."""
 _OPTIONS = ("target_modules", "modules_to_save", "feedforward_modules")
@@ -41,10 +43,12 @@ def names_of(model: nn.Module) -> list[str]:
 def linear_names(model: nn.Module) -> list[str]:
     """The names behind `all-linear`, in the order of the model.
 
-    Quantised layers, which PEFT's own search may not see, are among them; other tuners' layers are not.
+    Quantised layers, which PEFT's own search may not see, are among them; other tuners' layers are not, nor are those
+    that a Mamba layer's kernels do not call.
     """
     known: Any = model
     head = known.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    fused = getattr(getattr(model, "config", None), "model_type", None) in FUSED
     heads = {head, *(getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES)} if hasattr(model, "config") else {None}
     names: list[str] = []
     within = ""
@@ -54,7 +58,7 @@ def linear_names(model: nn.Module) -> list[str]:
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if isinstance(module, BaseTunerLayer):
             within = f"{name}."
-        if _is_linear(base):
+        if _is_linear(base) and not (fused and name.endswith(".out_proj")):
             names.append(name)
     return names
 

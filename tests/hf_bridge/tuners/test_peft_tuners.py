@@ -229,11 +229,30 @@ def test_training_goes_on_where_it_was(kind: str, llama: Any, ids: torch.Tensor,
         assert all(parameter.requires_grad for parameter in its.values())
 
 
-def test_loftq_says_what_it_needs(llama: Any, ids: torch.Tensor) -> None:
+def test_loftq_says_what_it_needs(llama: Any) -> None:
     pytest.importorskip("scipy")
-    tuned = tuned_with(llama, mine="loftq")
-    with pytest.raises(UserError, match="has changed the model's own weights"), tuned.using():
-        pass
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="on a GPU, and there is none"):
+        prepare_model(llama, {"mine": config_of("loftq")})
+    assert not any("lora" in name for name, _ in llama.named_modules())
+
+
+def test_all_linear_on_mamba_leaves_out_what_its_kernels_do_not_call(ids: torch.Tensor) -> None:
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    model = Mamba2ForCausalLM(
+        Mamba2Config(
+            vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=16, n_groups=1
+        )
+    ).eval()
+    before = logits(model, ids % 64)
+    tuned = tuned_with(model, mine="lora")
+    tuned.activate("mine")
+    assert {name.rpartition(".")[2] for name in tuned.attached["mine"].peft_config.target_modules} == {"in_proj"}
+    assert not torch.equal(logits(tuned, ids % 64), before)
+    tuned.detach()
+    assert torch.equal(logits(model, ids % 64), before)
 
 
 def test_lora_on_a_quantised_model(tiny_model: Any, ids: torch.Tensor, tmp_path: Path) -> None:
