@@ -249,7 +249,8 @@ def test_all_linear_on_mamba_leaves_out_what_its_kernels_do_not_call(ids: torch.
     before = logits(model, ids % 64)
     tuned = tuned_with(model, mine="lora")
     tuned.activate("mine")
-    assert {name.rpartition(".")[2] for name in tuned.attached["mine"].peft_config.target_modules} == {"in_proj"}
+    attached: Any = tuned.attached["mine"]
+    assert {name.rpartition(".")[2] for name in attached.peft_config.target_modules} == {"in_proj"}
     assert not torch.equal(logits(tuned, ids % 64), before)
     tuned.detach()
     assert torch.equal(logits(model, ids % 64), before)
