@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_bridge.methods.config import TuneConfig
 from swift_mega.base import config as configs
+from swift_mega.base import run_command
 from swift_mega.base.console import say
-from swift_mega.base.errors import UserError
-from swift_mega.base.world import launched_world_size
 
 if TYPE_CHECKING:
     from hf_bridge.methods.method import Method
@@ -18,15 +17,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser, kind: type[TuneConfig] = TuneConfig) -> None:
     """The options of a run, and how it is started."""
-    parser.usage = f"{parser.prog} [run.yaml] [--section.field value ...] [--nproc N] [--dry-run]"
-    parser.add_argument("config", nargs="?", metavar="run.yaml", help="the options of the run in YAML")
-    parser.add_argument(
-        "--nproc", type=_process_count, default=1, metavar="N", help="processes on this machine (default: 1)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="read and encode the data, show the plan, and stop; weights are not read"
-    )
-    configs.add_options(parser, kind)
+    dry_run = "read and encode the data, show the plan, and stop; weights are not read"
+    run_command.add_arguments(parser, kind, dry_run)
 
 
 def run(args: argparse.Namespace, method_of: "Callable[[Any], Method]", kind: type[TuneConfig] = TuneConfig) -> int:
@@ -35,16 +27,7 @@ def run(args: argparse.Namespace, method_of: "Callable[[Any], Method]", kind: ty
     Args:
         method_of: configuration → method, without torch; refuses what the method cannot do.
     """
-    options = configs.overrides(args, kind)
-    values = configs.merge(configs.read_yaml(args.config) if args.config else {}, options)
-    config = configs.build(kind, values, args.config or "command line", options)
-    launched = launched_world_size()
-    world_size = launched or args.nproc
-    if args.nproc not in (1, world_size):
-        raise UserError(
-            f"--nproc {args.nproc} is given, but a launcher has started {world_size} processes already (WORLD_SIZE).",
-            "Leave --nproc out under torchrun.",
-        )
+    config, world_size, launched = run_command.told(args, kind)
     from hf_bridge.methods.check import check
 
     check(config, world_size)
@@ -63,9 +46,3 @@ def run(args: argparse.Namespace, method_of: "Callable[[Any], Method]", kind: ty
 
     run(config, method)
     return 0
-
-
-def _process_count(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, which starts at 1")
-    return int(text)

@@ -13,37 +13,19 @@ work as they are (`--tensor-model-parallel-size 2`).
 import argparse
 
 from swift_mega.base import config as configs
+from swift_mega.base import run_command
 from swift_mega.base.console import say
-from swift_mega.base.errors import UserError
-from swift_mega.base.world import launched_world_size
 from swift_mega.methods.config import PretrainConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run, and how it is started."""
-    parser.usage = f"{parser.prog} [run.yaml] [--section.field value ...] [--nproc N] [--dry-run]"
-    parser.add_argument("config", nargs="?", metavar="run.yaml", help="the options of the run in YAML")
-    parser.add_argument(
-        "--nproc", type=_process_count, default=1, metavar="N", help="processes on this machine (default: 1)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything that needs no model, show it, and stop"
-    )
-    configs.add_options(parser, PretrainConfig)
+    run_command.add_arguments(parser, PretrainConfig, "check everything that needs no model, show it, and stop")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check what can be checked without torch, then train: here, or in `args.nproc` processes started here."""
-    options = configs.overrides(args, PretrainConfig)
-    values = configs.merge(configs.read_yaml(args.config) if args.config else {}, options)
-    config = configs.build(PretrainConfig, values, args.config or "command line", options)
-    launched = launched_world_size()
-    world_size = launched or args.nproc
-    if args.nproc not in (1, world_size):
-        raise UserError(
-            f"--nproc {args.nproc} is given, but a launcher has started {world_size} processes already (WORLD_SIZE).",
-            "Leave --nproc out under torchrun.",
-        )
+    config, world_size, launched = run_command.told(args, PretrainConfig)
     if launched and not args.dry_run:
         return _train(config)
     # Not at the top: --help needs neither numpy, with which model files are read, nor subprocess.
@@ -67,9 +49,3 @@ def _train(config: PretrainConfig) -> int:
 
     pretrain(config)
     return 0
-
-
-def _process_count(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, which starts at 1")
-    return int(text)
