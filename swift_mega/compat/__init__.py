@@ -14,9 +14,10 @@ def install() -> None:
         CompatError: megatron was imported before, or a library no longer is as a redirection expects it.
     """
     from swift_mega.compat.installation import install_redirections
-    from swift_mega.compat.quiet import hide_inside_megatron
+    from swift_mega.compat.quiet import hide_inside_megatron, hide_when_imported
 
     # Megatron orders its communication by the order of launches, which takes a single hardware queue.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     hide_inside_megatron()
+    hide_when_imported()
     install_redirections()
