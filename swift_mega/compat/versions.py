@@ -20,6 +20,10 @@ OPTIONAL = {
     "bitsandbytes": "`--loading.quantization bnb-…`, optimizers in 8 bits",
     "hqq": "`--loading.quantization hqq-…`",
     "torchao": "`--loading.quantization torchao-…`",
+    "scipy": "`--tuner loftq`",
+    "deepspeed": "`--deepspeed zero1` to `zero3`; `--fsdp fsdp2` needs nothing",
+    "ninja": "with a C++ compiler, what DeepSpeed builds when it runs on a CPU",
+    "rouge-score": "ROUGE-L of answers, in `--predict-with-generate` and `bridge score-agent`",
     "gigatoken": "a faster tokenizer for `swift-mega data build`",
 }
 """Package → what is lost without it."""
