@@ -28,6 +28,8 @@ EXPORT = "export.json"
 """In `hf/`: the form that the Hugging Face folder had, where its family knows several; an export takes it up."""
 UNMAPPED = "unmapped.safetensors"
 """In `hf/`: tensors of the Hugging Face model that Megatron has no place for; an export puts them back."""
+CHAT_TEMPLATES = "additional_chat_templates"
+"""Folder of a tokenizer's further chat templates, as transformers calls it."""
 MANIFEST = "tensors.xxh3.json"
 """A hash of every tensor (`convert manifest`), by default in the folder that it is of; it goes nowhere else."""
 OURS = (EXPORT, UNMAPPED)
@@ -144,9 +146,10 @@ def hf_files(folder: str | Path) -> list[Path]:
 
     And, in the `hf/` of a checkpoint, the tensors that Megatron has no place for.
     """
+    folder = Path(folder)
     return sorted(
         file
-        for file in Path(folder).iterdir()
+        for file in (*folder.iterdir(), *(folder / CHAT_TEMPLATES).glob("*.jinja"))
         if (file.is_file() and not file.name.endswith((*WEIGHT_SUFFIXES, MANIFEST)) and not file.name.startswith("."))
         or file.name == UNMAPPED
     )
@@ -162,7 +165,9 @@ def copy_hf_files(source: str | Path, target: str | Path, but: Collection[str] =
     with write_errors_are_the_users(target):
         for file in hf_files(source):
             if file.name not in but:
-                shutil.copyfile(file, target / file.name)
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
         config = target / "config.json"
         if config.is_file() and FIELD in (said := read_json(config)):
             write_json(config, unquantised(said), sort_keys=False)

@@ -204,7 +204,7 @@ class Grid:
         return Stages(self.pipeline, self.virtual, self.first, self.last)
 
     def check(self, arguments: MegatronArguments) -> None:
-        """Whether layers and experts can be dealt out.
+        """Whether layers, heads and experts can be dealt out, as megatron-core does it.
 
         Raises:
             UserError: they cannot.
@@ -216,6 +216,17 @@ class Grid:
                 "Leave it out; --target-pp works.",
             )
         self.stages.check(arguments.num_layers)
+        if misfits := [f"{count} {what}" for what, count in _shared(arguments).items() if count % self.tensor]:
+            raise UserError(
+                f"--target-tp is {self.tensor}, and tensor-parallel ranks cannot share {' and '.join(misfits)}.",
+                "Choose a --target-tp that divides them.",
+            )
+        groups = arguments.num_query_groups
+        if groups % self.tensor and self.tensor % groups and _attends(arguments):
+            raise UserError(
+                f"--target-tp is {self.tensor}, and the model has {groups} key-value heads.",
+                "Choose a divisor or a multiple of their number.",
+            )
         experts = arguments.num_moe_experts
         if self.expert > 1 and (experts is None or experts % self.expert):
             has = "no experts" if experts is None else f"{experts} experts"
@@ -240,6 +251,25 @@ class Grid:
     def ranks(self) -> list[Rank]:
         """All of them."""
         return [Rank(*place) for place in product(range(self.tensor), range(self.pipeline), range(self.expert))]
+
+
+def _attends(arguments: MegatronArguments) -> bool:
+    """Whether some layer has attention over all tokens: those of a hybrid model are `*`."""
+    return arguments.hybrid_override_pattern is None or "*" in arguments.hybrid_override_pattern
+
+
+def _shared(arguments: MegatronArguments) -> dict[str, int]:
+    """What → how many of it, all of which tensor-parallel ranks share equally."""
+    linear = arguments.linear_attention_freq is not None
+    mamba = arguments.hybrid_override_pattern is not None
+    counts = {
+        "attention heads": arguments.num_attention_heads if _attends(arguments) else None,
+        "key heads of linear attention": arguments.linear_num_key_heads if linear else None,
+        "value heads of linear attention": arguments.linear_num_value_heads if linear else None,
+        "heads of Mamba layers": arguments.mamba_num_heads if mamba else None,
+        "groups of Mamba layers": arguments.mamba_num_groups if mamba else None,
+    }
+    return {what: count for what, count in counts.items() if count is not None}
 
 
 class Held(NamedTuple):

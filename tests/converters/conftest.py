@@ -87,6 +87,8 @@ def _save(variant: str, folder: Path) -> None:
     model.save_pretrained(folder, max_shard_size="60KB" if variant == SHARDED else "5GB")
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}{{ messages }}")
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,9 @@ def test_round_trip_is_byte_identical(
     options = Options(max_shard_bytes=60_000) if variant == SHARDED else None
     convert(megatron_model(variant), tmp_path / "hf", options=options)
     assert_same_model(source, tmp_path / "hf")
-    others = sorted(path.name for path in checkpoint.hf_files(source))
+    others = sorted(str(path.relative_to(source)) for path in checkpoint.hf_files(source))
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= set(others)
+    assert "additional_chat_templates/tool_use.jinja" in others
     for name in others:
         assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes()
     if variant == SHARDED:

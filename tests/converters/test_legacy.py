@@ -401,7 +401,8 @@ class TestRefused:
             ({"target_pp": 2, "target_vpp": 4}, "Choose PP × VPP of at most 4"),
             ({"target_vpp": 2}, "needs a pipeline"),
             ({"target_ep": 2}, "has no experts"),
-            ({"target_tp": 3}, "left over"),
+            ({"target_tp": 3}, "cannot share 4 attention heads"),
+            ({"target_tp": 16}, "cannot share 4 attention heads"),
         ],
     )
     def test_a_grid_that_does_not_fit(
@@ -409,6 +410,17 @@ class TestRefused:
     ) -> None:
         assert says in refusal(tiny_model("llama"), tmp_path / "x", to="legacy", options=Options(**chosen))
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [("qwen3-next", 4, "heads of linear attention"), ("mamba2", 4, "2 groups of Mamba layers")],
+)
+def test_heads_that_ranks_cannot_share(
+    name: str, tensor: int, says: str, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """megatron-core refuses them when it builds the model."""
+    assert says in refusal(tiny_model(name), tmp_path / "x", to="legacy", options=Options(target_tp=tensor))
 
 
 def test_needs_no_torch(ranks_of: Callable[..., Path], tmp_path: Path) -> None:
