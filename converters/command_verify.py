@@ -5,6 +5,8 @@ A is checked against the manifest that lies in it. The exit code is 1 if anythin
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
             f"Write one with `swift-mega convert manifest {args.one}` while it is what it should be, or give B.",
         )
     sides = [args.one, args.other or args.one / MANIFEST]
-    one, other = (_tensors(side, args.config) for side in sides)
+    # Both are opened before either is read, which takes long.
+    one, other = (read() for read in [_opened(side, args.config) for side in sides])
     faults = differences(one, other, *map(str, sides))
     for fault in faults[:SHOWN]:
         say(fault)
@@ -44,10 +47,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def _tensors(side: Path, config: Path | None) -> dict[str, dict[str, Any]]:
-    """Of a manifest or of a folder."""
+def _opened(side: Path, config: Path | None) -> Callable[[], dict[str, dict[str, Any]]]:
+    """What reads the fingerprints: of a manifest, or of a folder's tensors."""
     from converters.logical import fingerprints, open_logical, read_manifest
     from converters.stores.gguf_file import SUFFIX
 
-    is_manifest = side.suffix != SUFFIX and (side.is_file() or side.suffix == ".json")
-    return read_manifest(side) if is_manifest else fingerprints(open_logical(side, config))
+    if side.suffix != SUFFIX and (side.is_file() or side.suffix == ".json"):
+        return partial(read_manifest, side)
+    return partial(fingerprints, open_logical(side, config))

@@ -119,7 +119,8 @@ def _entries(path: Path) -> tuple[str, Mapping[str, Entry], int]:
         kind = f"distributed checkpoint {folder.name}, {counted(len(stored.objects), 'object')} besides"
         return kind, entries, len(files)
     if not path.is_dir():
-        raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder, a checkpoint or a GGUF file.")
+        what = "is a file" if path.is_file() else "does not exist"
+        raise UserError(f"{path} {what}.", "Give a Hugging Face folder, a checkpoint or a GGUF file.")
     if is_peft(path) and (path / WEIGHTS).is_file():
         places = safetensors.read_header(path / WEIGHTS)
         return "PEFT adapter", {name: Entry(place.spec) for name, place in places.items()}, 1

@@ -82,7 +82,7 @@ class Source:
         mixed = {} if self.view is None or dtype is not None else self.view.mixed
         for key, own in mixed.items():
             found = ", ".join(f"`{name}` is {stored}" for stored, name in sorted(own.items()))
-            more = f"; so are {len(mixed) - 1:,} others" if len(mixed) > 1 else ""
+            more = f"; and {len(mixed) - 1:,} more" if len(mixed) > 1 else ""
             raise UserError(
                 f"{self.path}: `{key}` is one tensor in Megatron, made of tensors of different dtypes: {found}{more}.",
                 "Say which they are to have: --dtype fp32, which loses nothing, or --dtype bf16.",
@@ -118,7 +118,8 @@ def open_model(
     if path.suffix == SUFFIX and path.is_file():
         return _open_gguf(path, config, vocab_divisible_by, target_tp, allow_unmapped)
     if not path.is_dir():
-        raise UserError(f"there is no folder {path}.", "Give a Hugging Face folder or a Megatron checkpoint.")
+        what = "is a file" if path.is_file() else "does not exist"
+        raise UserError(f"{path} {what}.", "Give a Hugging Face folder, a Megatron checkpoint or a GGUF file.")
     if folder := legacy.find(path):
         return _open_legacy(folder, config)
     if checkpoint.is_megatron(path):

@@ -194,7 +194,7 @@ class TestTargets:
         )
 
     def test_no_source(self, tmp_path: Path) -> None:
-        assert "there is no folder" in refusal(tmp_path / "nowhere", tmp_path / "x")
+        assert "nowhere does not exist" in refusal(tmp_path / "nowhere", tmp_path / "x")
 
     def test_a_source_that_is_neither(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

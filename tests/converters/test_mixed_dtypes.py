@@ -57,7 +57,7 @@ def test_without_one_the_error_names_them(to: str, mixed: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="is one tensor in Megatron, made of tensors of different dtypes") as error:
         convert(mixed, tmp_path / "x", to=to)  # type: ignore[arg-type]
     norm = "`model.layers.{}.input_layernorm.weight` is {}"
-    assert f"{norm.format(2, 'bfloat16')}, {norm.format(0, 'float32')}; so are 2 others" in error.value.what
+    assert f"{norm.format(2, 'bfloat16')}, {norm.format(0, 'float32')}; and 2 more" in error.value.what
     assert "--dtype fp32" in error.value.fix
     assert not (tmp_path / "x").exists()
 
