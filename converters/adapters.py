@@ -68,9 +68,10 @@ def open_peft(
         lora: whether Megatron's layer of q, k and v, and that of gate and up, has one `linear_in` or one for each.
 
     Raises:
-        UserError: no LoRA, damaged, of another model, or with tensors that Megatron has no place for.
+        UserError: no LoRA of the base's own weights, damaged, of another model, or with tensors that Megatron has no place for.
     """
     said = LoraConfig(path)
+    said.check_base_stays()
     base, folder = _base_config(path, said, config)
     family, arguments = understood(base, folder)
     padded = padded_vocab_size(arguments.vocab_size, vocab_divisible_by, target_tp)

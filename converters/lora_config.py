@@ -19,6 +19,9 @@ NOT_MERGEABLE = {
     "fan_in_fan_out": "its layers have their weights transposed",
 }
 """Options of PEFT that make LoRA something else than a change of weights by s·B·A."""
+MOVE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""How values of `init_lora_weights` begin that change the base's weights: W + s·B·A is the model only with the W that
+PEFT makes when it begins, not with the base's."""
 
 
 class LoraConfig:
@@ -66,10 +69,25 @@ class LoraConfig:
         alpha = float(_of(self.content.get("alpha_pattern") or {}, module, self.content.get("lora_alpha", 8)))
         return alpha / (math.sqrt(rank) if self.content.get("use_rslora") else rank)
 
+    def check_base_stays(self) -> None:
+        """Raises:
+        UserError: the factors belong to other weights than the base's.
+        """
+        begun = self.content.get("init_lora_weights")
+        if isinstance(begun, str) and begun.lower().startswith(MOVE_THE_BASE):
+            raise UserError(
+                f"{self._folder / CONFIG} says init_lora_weights {begun!r}: PEFT has changed the base's weights for it, "
+                "and these factors belong to the changed ones.",
+                "With them in memory, PEFT's save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START) "
+                "saves PiSSA, OLoRA, CorDA and LoRA-GA as plain LoRA of the base (START: the adapter as it was before "
+                "training); of LoftQ, save the merge_and_unload() that PEFT makes.",
+            )
+
     def check_mergeable(self) -> None:
         """Raises:
         UserError: the change of a weight is not the same for every token, or not s·B·A.
         """
+        self.check_base_stays()
         for option, why in NOT_MERGEABLE.items():
             if self.content.get(option):
                 raise UserError(

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from converters.convert import convert
 from converters.options import Options
+from hf_bridge.tuners.tuned import prepare_model
 from swift_mega.base.errors import UserError
 from swift_mega.cli.main import main
+from tests.hf_bridge.tuners.trained import config_of, logits, move
 from tests.support.adapters import ADAPTERS, Adapter
 
 from .reshape import load
@@ -105,6 +107,43 @@ def test_an_embedding(adapter: Adapter, tmp_path: Path) -> None:
     model.save_pretrained(str(tmp_path / "adapter"))  # with PEFT's copy of the embedding
     convert(base, tmp_path / "merged", to="hf", options=Options(adapter=tmp_path / "adapter"))
     assert_close(load(tmp_path / "merged"), merged_by_peft(base, tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("begun", ["pissa", "olora"])
+def test_factors_that_belong_to_other_weights(begun: Any, adapter: Adapter, tmp_path: Path) -> None:
+    base, folder = adapter("patterns").parent / "base", tmp_path / "tuned"
+    config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=begun, target_modules=["q_proj"], r=4)
+    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(str(tmp_path / "start"))
+    model.peft_config["default"].init_lora_weights = begun
+    with torch.no_grad():
+        for parameter in (one for one in model.parameters() if one.requires_grad):
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    model.save_pretrained(str(folder))
+    for source, target, options in ((base, "hf", Options(adapter=folder)), (folder, "megatron", Options())):
+        with pytest.raises(UserError, match=f"init_lora_weights '{begun}'.*\n.*path_initial_model_for_weight"):
+            convert(source, tmp_path / "out", to=target, options=options)
+    plain = tmp_path / "plain"
+    model.save_pretrained(str(plain), path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    convert(base, tmp_path / "merged", to="hf", options=Options(adapter=plain))
+    convert(plain, tmp_path / "megatron")
+    found, expected = load(tmp_path / "merged"), model.merge_and_unload().state_dict()
+    for name in (name for name in found if "q_proj" in name):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_what_tuning_saves_belongs_to_the_base(kind: str, adapter: Adapter, tmp_path: Path) -> None:
+    base = adapter("patterns").parent / "base"
+    tuned = prepare_model(transformers.AutoModelForCausalLM.from_pretrained(base), {"mine": config_of(kind)})
+    move(tuned, "mine")
+    tuned.save_pretrained(tmp_path / "tuned")
+    convert(base, tmp_path / "merged", to="hf", options=Options(adapter=tmp_path / "tuned"))
+    convert(tmp_path / "tuned", tmp_path / "megatron")
+    ids = torch.arange(16)[None]
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, ids), logits(tuned.model, ids), rtol=1e-4, atol=1e-4)
 
 
 def test_tensors_that_stay_are_copied_and_what_is_computed_is_said(
