@@ -68,7 +68,8 @@ def open_peft(
         lora: whether Megatron's layer of q, k and v, and that of gate and up, has one `linear_in` or one for each.
 
     Raises:
-        UserError: no LoRA of the base's own weights, damaged, of another model, or with tensors that Megatron has no place for.
+        UserError: no LoRA of the base's own weights, damaged, of another model, or with tensors that Megatron has no
+            place for.
     """
     said = LoraConfig(path)
     said.check_base_stays()

@@ -76,8 +76,8 @@ class LoraConfig:
         begun = self.content.get("init_lora_weights")
         if isinstance(begun, str) and begun.lower().startswith(MOVE_THE_BASE):
             raise UserError(
-                f"{self._folder / CONFIG} says init_lora_weights {begun!r}: PEFT has changed the base's weights for it, "
-                "and these factors belong to the changed ones.",
+                f"{self._folder / CONFIG} says init_lora_weights {begun!r}: PEFT has changed the base's weights for "
+                "it, and these factors belong to the changed ones.",
                 "With them in memory, PEFT's save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START) "
                 "saves PiSSA, OLoRA, CorDA and LoRA-GA as plain LoRA of the base (START: the adapter as it was before "
                 "training); of LoftQ, save the merge_and_unload() that PEFT makes.",

@@ -231,7 +231,8 @@ def _at(stored: Stored, offset: Box, dtype: str, added: LowRank | None = None) -
     """The placements of a box at `offset` of a larger tensor of `dtype`, in which `stored` lies, with `added` to it."""
     depth = len(offset) - len(stored.spec.shape)
     lead, shape = (1,) * depth, stored.spec.shape
-    if added is None and stored.spec.dtype == dtype:
+    file = next((one.file for one in stored.placements if one.file is not None), None)
+    if added is None and (file is None or stored.spec.dtype == dtype):  # padding is zeros in any dtype
         return [
             one._replace(
                 offset=(*offset[:depth], *(a + b for a, b in zip(offset[depth:], one.offset, strict=True))),
@@ -241,7 +242,7 @@ def _at(stored: Stored, offset: Box, dtype: str, added: LowRank | None = None) -
             for one in stored.placements
         ]
     strides = (*(0,) * depth, *row_major(shape, CARRIER[dtype].itemsize))
-    file = next(one.file for one in stored.placements if one.file is not None)
+    assert file is not None, "what is added to is in a file"
     return [Placement(offset, (*lead, *shape), file, 0, strides, Merge(stored, added, dtype))]
 
 
