@@ -1,5 +1,6 @@
 """PEFT's adapter_config.json: the scale of each adapted layer."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from converters.stores.files import read_json
 from swift_mega.base.errors import UserError
 
 CONFIG = "adapter_config.json"
+DEFAULTS = {"r": 8, "lora_alpha": 8}
+"""PEFT's, where its file does not say."""
 NOT_MERGEABLE = {
     "alora_invocation_tokens": "such an adapter works from a certain token on, so that no one weight does the same",
     "lora_bias": "it adds to biases, too, which are not merged",
@@ -32,7 +35,7 @@ class LoraConfig:
         content: instead of the file's.
 
     Raises:
-        UserError: it is not of LoRA.
+        UserError: it is not of LoRA, or its ranks and alphas are no numbers.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any] | None = None) -> None:
@@ -43,6 +46,8 @@ class LoraConfig:
                 "LORA converts, with use_rslora and use_dora too; merge others into their base with PEFT.",
             )
         self._folder = folder
+        for patterns, option in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+            self._check_numbers(patterns, option)
 
     @property
     def base(self) -> str:
@@ -66,7 +71,7 @@ class LoraConfig:
             module: the layer's name in the Hugging Face model.
             rank: of its factors.
         """
-        alpha = float(_of(self.content.get("alpha_pattern") or {}, module, self.content.get("lora_alpha", 8)))
+        alpha = float(self._of("alpha_pattern", "lora_alpha", module))
         return alpha / (math.sqrt(rank) if self.content.get("use_rslora") else rank)
 
     def check_base_stays(self) -> None:
@@ -108,11 +113,39 @@ class LoraConfig:
             content["target_modules"] = sorted({*named, *leaves})
         return LoraConfig(self._folder, content)
 
+    def _of(self, patterns: str, option: str, module: str) -> Any:
+        """What the first pattern that is the end of a module's name says, or else the option for all."""
+        found = (value for end, value in (self.content.get(patterns) or {}).items() if _ends_in(end).match(module))
+        return next(found, self.content.get(option, DEFAULTS[option]))
 
-def _of(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that is the end of a module's name, as PEFT looks it up."""
-    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-    return next(found, default)
+    def _check_numbers(self, patterns: str, option: str) -> None:
+        own = self.content.get(patterns) or {}
+        if not isinstance(own, dict):
+            raise self._wrong(patterns, own, "an object of names of layers, or the ends of names, and numbers")
+        for pattern in own:
+            try:
+                _ends_in(pattern)
+            except re.error as error:
+                wanted = f"the ends of names of layers as regular expressions ({error})"
+                raise self._wrong(patterns, pattern, wanted) from None
+        whole = option == "r"
+        wanted = "a whole number from 1 on" if whole else "a finite number"
+        said = {option: self.content.get(option, DEFAULTS[option])}
+        for where, value in (said | {f"{patterns} of {end!r}": value for end, value in own.items()}).items():
+            fits = type(value) is int and value > 0 if whole else type(value) in (int, float) and math.isfinite(value)
+            if not fits:
+                raise self._wrong(where, value, wanted)
+
+    def _wrong(self, option: str, value: Any, wanted: str) -> UserError:
+        return UserError(
+            f"{self._folder / CONFIG} says {option}: {json.dumps(value)}.",
+            f"It should be {wanted}; PEFT's save_pretrained writes such a file.",
+        )
+
+
+def _ends_in(pattern: str) -> re.Pattern[str]:
+    """Of the names of modules, as PEFT looks them up."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _exactly(values: Mapping[str, Any]) -> dict[str, Any]:

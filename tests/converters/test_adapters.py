@@ -46,6 +46,14 @@ def _in_megatron(root: Path) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(assembled(stored.stored(key)).copy()) for key in stored.tensors}
 
 
+def changed(adapter: Path, folder: Path, said: dict[str, Any]) -> Path:
+    """A copy in whose adapter_config.json something else is said."""
+    shutil.copytree(adapter, folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    return folder
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_there_and_back_is_the_same_file(name: str, adapter: Adapter, tmp_path: Path) -> None:
     convert(adapter(name), tmp_path / "megatron")
@@ -291,3 +299,24 @@ def test_other_mistakes(adapter: Adapter, tmp_path: Path) -> None:
     config.write_text(json.dumps(said))
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
     assert "adapter_model.bin is never opened" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"lora_alpha": None}, "lora_alpha: null.*\n.*finite number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha: NaN"),
+        ({"alpha_pattern": {"(": 3}}, r'alpha_pattern: "\(".*\n.*regular expressions'),
+        ({"alpha_pattern": {"q_proj": "3"}}, """alpha_pattern of 'q_proj': "3\""""),
+        ({"rank_pattern": [4]}, r"rank_pattern: \[4\]"),
+        ({"r": 0}, "r: 0.*\n.*whole number from 1 on"),
+    ],
+)
+def test_ranks_and_alphas_that_are_no_numbers(
+    said: dict[str, Any], message: str, adapter: Adapter, tmp_path: Path
+) -> None:
+    """Whether the adapter becomes one of Megatron or is merged."""
+    base, folder = adapter("attention").parent / "base", changed(adapter("attention"), tmp_path / "adapter", said)
+    for source, options in ((folder, Options()), (base, Options(adapter=folder))):
+        with pytest.raises(UserError, match=message):
+            convert(source, tmp_path / "out", options=options)
