@@ -17,7 +17,7 @@ from converters.families._moe import FUSED
 from converters.family import Family, padded_vocab_size
 from converters.fused_lora import Form, fuse
 from converters.key_forms import LAYER, Part, canonical_space
-from converters.lora import Adaptable, Members, key_of
+from converters.lora import BASE, LINEAR_IN, LINEAR_OUT, Adaptable, Factor, Members, key_of
 from converters.lora_config import CONFIG, LoraConfig
 from converters.relayout import per_layer
 from converters.source import (
@@ -30,7 +30,7 @@ from converters.source import (
     understood,
     unmapped,
 )
-from converters.space import Space, Stored
+from converters.space import Box, Space, Stored
 from converters.stores import legacy, safetensors, torch_dist
 from converters.stores.files import json_bytes
 from converters.tensors import TensorSpec
@@ -89,6 +89,7 @@ def open_peft(
         )
     placed = {name: stored for name, stored in tensors.items() if name not in set_aside}
     _check_shapes(path, placed, adaptable)
+    _check_factors(path, {name: stored.spec.shape for name, stored in placed.items()}, adaptable, said)
     members = _members(path, adaptable, placed)
     made = {"config.json": json_bytes(base, sort_keys=False)}
     notes = kept_beside(set_aside)
@@ -131,7 +132,7 @@ def open_megatron_adapter(path: Path, given: Path | None) -> Source:
     """
     folder = checkpoint.latest(path)
     hf = given or folder / checkpoint.HF
-    LoraConfig(hf)  # whether it is LoRA
+    said = LoraConfig(hf)
     config = checkpoint.read_config(hf)
     family, arguments = understood(config, hf)
     stored = torch_dist.open_checkpoint(folder)
@@ -146,6 +147,8 @@ def open_megatron_adapter(path: Path, given: Path | None) -> Source:
             "Convert the base model and its adapters apart.",
         )
     check_tiled(space, folder / torch_dist.METADATA)
+    named = (adaptable.names(key, stored.spec) for key, stored in space.items())
+    _check_factors(folder, {name: spec.shape for own in named for name, _, spec in own}, adaptable, said)
     notes = left_out([*stored.objects, *others])
     return Source(
         folder,
@@ -233,6 +236,25 @@ def _check_shapes(path: Path, tensors: Space, adaptable: Adaptable) -> None:
                 f"{path}: `{name}` has shape {list(shape)}; by the base model's config.json it has {list(wanted)}.",
                 "The adapter is of another model; give that one's config.json with --config FOLDER.",
             )
+
+
+def _check_factors(path: Path, shapes: Mapping[str, Box], adaptable: Adaptable, said: LoraConfig) -> None:
+    """Whether each layer that is adapted has both factors, of the rank that its adapter_config.json says."""
+    layers: dict[str, set[Factor]] = defaultdict(set)
+    for name, shape in shapes.items():
+        site, factor = adaptable.place(name)
+        if factor is None:
+            continue
+        layer = name.removeprefix(BASE).removesuffix(factor.peft)
+        layers[layer].add(factor)
+        if factor.has_rank:
+            said.check_rank(layer, factor.rank_of(shape), adaptable.together(site))
+    lacking = {layer + one.peft for layer, own in layers.items() for one in (LINEAR_IN, LINEAR_OUT) if one not in own}
+    if lacking:
+        raise UserError(
+            f"{path} has one of the two factors of layers, but not {some(lacking)}.",
+            "The adapter is incomplete: save it again.",
+        )
 
 
 def _members(path: Path, adaptable: Adaptable, tensors: Mapping[str, Stored]) -> dict[str, Members]:

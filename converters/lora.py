@@ -179,6 +179,10 @@ class Adaptable:
         """Shape of the weight, [out, in] of a linear layer."""
         return site.rule.matrix(site.rule.sources[site.number], self.sizes)
 
+    def together(self, site: Site) -> int:
+        """Experts whose factors are in one tensor of a PEFT file."""
+        return self.sizes[site.within] if site.within else 1
+
     def positions(self, key: str) -> list[Box]:
         """Of the PEFT tensors that are in the Megatron tensor `key`: one for each expert, or the empty one."""
         return self._tensors(self.entries[key].rule)

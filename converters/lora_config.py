@@ -74,6 +74,24 @@ class LoraConfig:
         alpha = float(self._of("alpha_pattern", "lora_alpha", module))
         return alpha / (math.sqrt(rank) if self.content.get("use_rslora") else rank)
 
+    def check_rank(self, module: str, rows: int, together: int = 1) -> None:
+        """Whether a layer's factors are of the rank that PEFT would give it.
+
+        Args:
+            module: the layer's name in the Hugging Face model.
+            rows: of `lora_A`, or columns of `lora_B`.
+            together: experts whose factors are in one tensor.
+
+        Raises:
+            UserError: they are of another.
+        """
+        if rows != (said := self._of("rank_pattern", "r", module)) * together:
+            raise UserError(
+                f"{self._folder / CONFIG} gives {module} the rank {said}; its factors have {rows / together:g}.",
+                "The two files are of different adapters, or r and rank_pattern were changed: have them say what the "
+                "factors were trained with.",
+            )
+
     def check_base_stays(self) -> None:
         """Raises:
         UserError: the factors belong to other weights than the base's.

@@ -148,8 +148,9 @@ def _layer(folder: Path, adaptable: Adaptable, said: LoraConfig, name: str, own:
             f"weight is {[rows, columns]}.",
             "The adapter is of another model than this base.",
         )
-    rank = a.spec.shape[0] // (adaptable.sizes[sites[0].within] if sites[0].within else 1)
-    return _Layer(sites, said.scale(name, rank), a, b, own.get(LENGTHS))
+    together = adaptable.together(sites[0])
+    said.check_rank(name, a.spec.shape[0], together)
+    return _Layer(sites, said.scale(name, a.spec.shape[0] // together), a, b, own.get(LENGTHS))
 
 
 def _added(source: Source, adaptable: Adaptable, layer: _Layer) -> Iterator[tuple[Where, Site, LowRank]]:

@@ -320,3 +320,36 @@ def test_ranks_and_alphas_that_are_no_numbers(
     for source, options in ((folder, Options()), (base, Options(adapter=folder))):
         with pytest.raises(UserError, match=message):
             convert(source, tmp_path / "out", options=options)
+
+
+def test_factors_that_are_not_what_is_said(adapter: Adapter, tmp_path: Path) -> None:
+    base = adapter("attention").parent / "base"
+
+    def refusals(folder: Path, source: Path) -> list[str]:
+        """As it becomes one of Megatron and is merged, or comes from there."""
+        found = []
+        for one, options in (
+            (source, Options(config=folder if source != folder else None)),
+            (base, Options(adapter=folder)),
+        ):
+            with pytest.raises(UserError) as error:
+                convert(one, tmp_path / "out", options=options)
+            found.append(str(error.value))
+        return found
+
+    cases: list[dict[str, Any]] = [{"r": 3}, {"rank_pattern": {"layers.1.self_attn.q_proj": 3}}]
+    for number, said in enumerate(cases):
+        folder = changed(adapter("attention"), tmp_path / f"rank-{number}", said)
+        for message in refusals(folder, folder):
+            assert ".self_attn.q_proj the rank 3; its factors have 4" in message
+    convert(adapter("attention"), tmp_path / "megatron")
+    shutil.copy(base / "config.json", tmp_path / "rank-0" / "config.json")
+    assert "the rank 3; its factors have 4" in refusals(tmp_path / "rank-0", tmp_path / "megatron")[0]
+
+    folder = changed(adapter("attention"), tmp_path / "one", {})
+    tensors = _tensors(folder)
+    del tensors["base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight"]
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    alone, merged = refusals(folder, folder)
+    assert "but not `model.layers.2.self_attn.q_proj.lora_B.weight`" in alone
+    assert "no layer of the base with both factors" in merged
