@@ -4,16 +4,13 @@ from typing import Any
 
 import peft
 
+from converters.lora_config import MOVE_THE_BASE
 from hf_bridge.methods.method import Setup
 from hf_bridge.models.load import load_model
 from swift_mega.base.errors import UserError
 
 TUNERS_OFF = object()
 """In the place of a reference model: the policy itself, its tuners switched off."""
-
-MOVE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Ways to begin LoRA (PEFT's `init_lora_weights`) that take from the base's weights what they put into the tuner, so
-that the base without it is not the model as it was."""
 
 
 def reference(setup: Setup) -> Any:
