@@ -1,12 +1,16 @@
 """From the words of the command line to configs: `lora+llamapro`, `--rank 16`, `--tuner-options use_dora=true`."""
 
+import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import msgspec
+
 from hf_bridge.tuners.config import TuningConfig
 from hf_bridge.tuners.registry import MODULES, tuner
 from hf_bridge.tuners.tuner import Tuner
+from swift_mega.base.config import allowed
 from swift_mega.base.errors import UserError, nearest
 
 _FIELDS = {
@@ -90,11 +94,34 @@ def _config(kind: Tuner, options: TuningConfig) -> Any:
             values[field] = _targets(value) if name == "target_modules" else value
             if field == "target_r":
                 values["init_r"] = -(-3 * value // 2)  # AdaLoRA begins with 1.5 times the rank that it ends with
-    values |= {name: value for name, value in options.tuner_options.items() if name in own}
+    values |= {name: _typed(kind, name, value) for name, value in options.tuner_options.items() if name in own}
     try:
         return kind.config(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"`{kind.name}` refuses its options: {error}", f"They are {_shown(values)}.") from error
+
+
+def _typed(kind: Tuner, name: str, value: Any) -> Any:
+    """The value of the tuner's own option: dataclasses take any, and to them the text `maybe` is a switch turned on.
+
+    Raises:
+        UserError: its type is none that the config's annotation has.
+    """
+    hint = typing.get_type_hints(kind.config)[name]
+    default = next(field.default for field in fields(kind.config) if field.name == name)
+    error = None
+    # The command line has read `none` as null, and it is PEFT's own word in `bias`.
+    for one in (value, "none") if value is None and default is not None else (value,):
+        try:
+            if one is not default:
+                msgspec.convert(one, hint)
+            return one
+        except msgspec.ValidationError as wrong:
+            error = wrong
+        except TypeError:  # a union that msgspec cannot tell apart, as of text and an enumeration: PEFT checks those
+            return value
+    shown = "null" if value is None else repr(value)
+    raise UserError(f"`{kind.name}`: the option `{name}` is {shown}.", allowed(hint)) from error
 
 
 def _targets(given: list[str]) -> Any:

@@ -7,7 +7,7 @@ imported where they are used: `--help` needs neither.
 
 An option is written `--section.field value`. The section may be left out where the field's name is
 unique, and `-` may stand for `_`, so Megatron's own flags (`--tensor-model-parallel-size 2`) work. A mapping is
-written `--section.field name=value name=value`, its values as in JSON, or as plain text.
+written `--section.field name=value name=value`, its values as in JSON, YAML's switches (`True`, `no`), or plain text.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def _wrong_value(cls: type, values: dict[str, Any], origin: str, options: dict[s
         return UserError(f"{origin}: {message}", "`--help` lists every option with its type and default.")
     typed = _value_at(options, leaf.path) is not None
     name = f"`--{leaf.path}`" if typed else f"{origin}: `{leaf.path}`"
-    return UserError(f"{name} is {_value_at(values, leaf.path)!r}.", f"{_allowed(leaf.type)} (`--help` says more)")
+    return UserError(f"{name} is {_value_at(values, leaf.path)!r}.", f"{allowed(leaf.type)} (`--help` says more)")
 
 
 def _value_at(values: dict[str, Any], path: str) -> Any:
@@ -106,7 +106,7 @@ def _value_at(values: dict[str, Any], path: str) -> Any:
     return values
 
 
-def _allowed(hint: Any) -> str:
+def allowed(hint: Any) -> str:
     """What an option may be, as a sentence."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     kinds = args if origin in (typing.Union, types.UnionType) else (hint,)
@@ -114,10 +114,11 @@ def _allowed(hint: Any) -> str:
         choice for kind in kinds for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal
     ]
     null = ["null"] if type(None) in kinds else []
+    switch = ["true", "false"] if bool in kinds else []
     if origin is dict:
         return "It must be `name=value` pairs."
     if choices:
-        return f"Possible: {', '.join(map(str, choices + null))}."
+        return f"Possible: {', '.join(map(str, choices + switch + null))}."
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return f"It must be {' or '.join([words.get(kind, 'a list') for kind in kinds if kind is not type(None)] + null)}."
 
@@ -258,6 +259,8 @@ def _is_mapping(hint: Any) -> bool:
 
 def _pairs(path: str, words: list[str]) -> dict[str, Any]:
     """`name=value` each, as a mapping."""
+    from yaml import SafeLoader
+
     found = {}
     for word in words:
         name, sign, value = word.partition("=")
@@ -266,7 +269,7 @@ def _pairs(path: str, words: list[str]) -> dict[str, Any]:
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
-            found[name] = _given(value)
+            found[name] = SafeLoader.bool_values.get(value.lower(), _given(value))
     return found
 
 

@@ -159,6 +159,8 @@ def test_a_mapping_is_pairs_on_the_command_line() -> None:
     config = configs.build(Mapped, given)
     assert config.options == {"rate": 1e-3, "on": True, "name": "a=b", "none": None, "list": ["x"]}
     assert config.inner.rate == 2
+    switches = ["a=True", "b=False", "c=yes", "d=no", "e=Off", 'f="no"']
+    assert list(parse(Mapped, "--options", *switches)["options"].values()) == [True, False, True, False, False, "no"]
     yaml = {"options": {"rate": 2.0, "kept": 1}}
     assert configs.build(Mapped, configs.merge(yaml, given)).options["kept"] == 1
     with pytest.raises(UserError, match="`--options` was given `rate`"):

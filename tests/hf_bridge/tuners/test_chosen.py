@@ -65,6 +65,23 @@ def test_several_are_joined() -> None:
     assert list(tuners_of("lora+lora+", TuningConfig())) == ["default", "lora-plus"]
 
 
+@pytest.mark.parametrize("name", HERE)
+def test_its_own_defaults_are_of_its_types(name: str) -> None:
+    if name in ("loftq", "peft"):
+        return
+    config = tuner(name).config(**tuner(name).defaults)
+    plain = (bool, int, float, str, type(None))
+    given = {one.name: getattr(config, one.name) for one in dataclasses.fields(config) if one.init}
+    given = {key: value for key, value in given.items() if isinstance(value, plain)}
+    (found,) = tuners_of(name, TuningConfig(tuner_options=given)).values()
+    assert {key: getattr(found, key) for key in given} == given
+
+
+def test_none_is_a_word_where_null_is_not() -> None:
+    found = tuners_of("lora", TuningConfig(tuner_options={"bias": None, "layers_pattern": None}))["default"]
+    assert (found.bias, found.layers_pattern) == ("none", None)
+
+
 def test_a_config_of_peft_without_a_name_of_ours() -> None:
     assert tuner_of(peft.HRAConfig()).config is peft.PeftConfig
 
@@ -78,6 +95,12 @@ def test_a_config_of_peft_without_a_name_of_ours() -> None:
         ("ia3", {"rank": 4}, "`ia3` has no `rank`"),
         ("lora", {"freeze": ["embed"]}, "`lora` has no `freeze`"),
         ("lora", {"tuner_options": {"use_rslroa": True}}, "no option `use_rslroa`.*\n.*did you mean `use_rslora`"),
+        ("lora", {"tuner_options": {"use_rslora": "maybe"}}, "`use_rslora` is 'maybe'.*\n.*true or false"),
+        ("lora", {"tuner_options": {"use_rslora": None}}, "`use_rslora` is null.*\n.*true or false"),
+        ("lora", {"tuner_options": {"bias": "al"}}, "`bias` is 'al'.*\n.*none, all, lora_only"),
+        ("lora", {"tuner_options": {"init_lora_weights": "pisa"}}, "'pisa'.*\n.*pissa.*true, false"),
+        ("lora+", {"tuner_options": {"loraplus_lr_ratio": "x"}}, "`loraplus_lr_ratio` is 'x'.*\n.*a number"),
+        ("galore", {"tuner_options": {"update_interval": True}}, "`update_interval` is True.*\n.*a whole number"),
         ("adalora", {"tuner_options": {"tinit": 90, "total_step": 10}}, "`adalora` refuses its options"),
     ],
 )
