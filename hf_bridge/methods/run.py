@@ -34,7 +34,7 @@ from hf_bridge.methods.callbacks import (
     StopOnNonFinite,
     StopOnSignal,
 )
-from hf_bridge.methods.config import TuneConfig
+from hf_bridge.methods.config import TrainingConfig, TuneConfig
 from hf_bridge.methods.method import Method, Setup
 from hf_bridge.methods.output import Outcome
 from hf_bridge.models.load import load_model, read_raw_config
@@ -43,7 +43,7 @@ from hf_bridge.models.recognise import recognise
 from hf_bridge.parallel.presets import check as check_parallel
 from hf_bridge.parallel.presets import ready
 from hf_bridge.templates.encoding import Encoder, encoder
-from hf_bridge.tuners.chosen import tuners_of
+from hf_bridge.tuners.chosen import in_cache, tuners_of
 from hf_bridge.tuners.tuned import TunedModel, prepare_model
 from swift_mega.base.console import counted, is_main, say
 from swift_mega.base.errors import UserError
@@ -97,7 +97,15 @@ def resolved(config: TuneConfig, method: Method) -> TuneConfig:
     length = replace(config.length, long_rows=config.length.long_rows or method.long_rows)
     text = replace(config.text, template=config.text.template or method.template)
     loading = replace(config.loading, num_labels=config.loading.num_labels or method.num_labels)
-    return replace(config, length=length, text=text, loading=loading)
+    return replace(config, length=length, text=text, loading=loading, train=_checkpointing(config))
+
+
+def _checkpointing(config: TuneConfig) -> TrainingConfig:
+    """`train` without gradient checkpointing where it would turn a tuner off."""
+    if not config.train.gradient_checkpointing or (name := in_cache(config.tuner)) is None:
+        return config.train
+    say(f"Without gradient checkpointing: it turns off the cache of keys and values, in which `{name}` lies.")
+    return replace(config.train, gradient_checkpointing=False)
 
 
 def prepared(config: TuneConfig, method: Method) -> tuple[Setup, dict[str, Any]]:

@@ -48,6 +48,11 @@ def tuners_of(text: str, options: TuningConfig) -> dict[str, Any]:
     return configs
 
 
+def in_cache(text: str) -> str | None:
+    """The first of the tuners on the command line that gradient checkpointing would turn off; None: none."""
+    return next((name for name in _split(text) if tuner(name).in_cache), None)
+
+
 def _split(text: str) -> list[str]:
     """`lora++ia3`: `lora+` and `ia3`, as no name is empty; the longest known name goes first."""
     names, rest = [], text

@@ -342,7 +342,7 @@ def _declared() -> Iterator[Tuner]:
         ("peft", PeftConfig, "any other config of PEFT, from Python", {}),
     ]
     for name, config, source, defaults in rows:
-        yield Tuner(name, config, source, _attach, defaults, first=name == "vera")
+        yield Tuner(name, config, source, _attach, defaults, first=name == "vera", in_cache=name == "prefix")
 
 
 TUNERS = list(_declared())

@@ -94,6 +94,7 @@ class Tuner:
         attach: model, name, config and what is at work → the tuner on the model.
         defaults: of its options under this name, where they are not the config's own.
         first: it is attached before others, as it looks for layers that have no tuner in them yet.
+        in_cache: it lies in the cache of keys and values, which gradient checkpointing turns off.
     """
 
     name: str
@@ -102,3 +103,4 @@ class Tuner:
     attach: Callable[[nn.Module, str, Any, Activation], Attached]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     first: bool = False
+    in_cache: bool = False

@@ -57,6 +57,20 @@ def test_losses_are_those_of_a_bare_loop(tuner: str, ground: Ground, own_output:
     assert transformers.AutoTokenizer.from_pretrained(outcome.folder).eos_token == "<|endoftext|>"
 
 
+def test_a_prefix_lies_in_the_cache_that_checkpointing_would_turn_off(
+    ground: Ground, own_output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = []
+    for asked in (True, False):
+        train = {"max_steps": 2, "gradient_checkpointing": asked}
+        config = ground.config(f"{own_output}-{asked}", tuner="prefix", tuning=NO_OPTIONS, train=train)
+        sft(config)
+        losses.append(series(config))
+        said = "Without gradient checkpointing: it turns off the cache of keys and values, in which `prefix` lies."
+        assert (said in capsys.readouterr().out) is asked
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_rows_have_the_losses_they_have_alone(attention: str, ground: Ground, tmp_path: Path) -> None:
     losses = {}
