@@ -60,7 +60,10 @@ class Full(Attached):
 
 
 def _matching(pattern: str, names: list[str], option: str) -> list[str]:
-    found = [name for name in names if re.search(pattern, name)]
+    try:
+        found = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise UserError(f"{option}={pattern!r} is no regular expression: {error}.") from error
     if not found:
         parts = {part for name in names for part in name.split(".")} | set(names)
         raise UserError(f"{option}: no parameter matches `{pattern}`.", nearest(pattern, parts))

@@ -252,6 +252,8 @@ class _Refusals:
         ({"a": {"r": 8}}, "dict is no tuner's config"),
         ({"a": _Refusals.lora, "b": peft.BOFTConfig(boft_block_size=4, target_modules=["q_proj"])}, "past what others"),
         ({"a": config_of("prompt"), "b": config_of("prefix")}, "both put virtual tokens"),
+        ({"a": FullConfig(freeze=["(["])}, r"freeze='\(\[' is no regular expression"),
+        ({"a": FullConfig(train_only=["(["])}, r"train_only='\(\[' is no regular expression"),
         (
             {"a": FullConfig(freeze=["embd_tokens"])},
             "no parameter matches `embd_tokens`.*\n.*did you mean `embed_token",
