@@ -24,7 +24,8 @@ class TuningConfig:
     """Before LoRA's first matrix. null: the tuner's own, 0.05 for LoRA."""
 
     tuner_options: dict[str, float | int | bool | str | list[str] | None] = field(default_factory=dict)
-    """Options of the tuner's own config in its own words: `use_rslora=true galore_update_interval=200`."""
+    """Options of the tuner's own config in its own words: `use_rslora=true` of LoRA, `update_interval=200` of
+    GaLore."""
 
     freeze: list[str] = field(default_factory=list)
     """With `full`: parameters that match one of these regular expressions stay as they are."""
