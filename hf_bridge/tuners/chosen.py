@@ -86,6 +86,10 @@ def _check_options(kinds: list[Tuner], options: TuningConfig) -> None:
             raise UserError(
                 f"`{names}` has no `{name}`.", f"Leave it out; its own options are {', '.join(sorted(known))}."
             )
+    if options.rank is not None and options.rank < 1:
+        raise UserError(
+            f"`--rank` is {options.rank}, which leaves `{names}` nothing to train.", "It must be at least 1."
+        )
     for name in options.tuner_options:
         if name not in known:
             raise UserError(f"`{names}` has no option `{name}`.", nearest(name, known))

@@ -70,7 +70,8 @@ class PeftAttached(Attached):
         try:
             self.host = _host(model, name, own, activation)
         except (ValueError, TypeError) as error:
-            raise UserError(f"PEFT refuses `{name}`: {error}") from error
+            kind = str(own.peft_type.value).lower()
+            raise UserError(f"PEFT refuses the options of `{kind}`: {error}") from error
         self._replaced = originals.changed()
         self._begun = bool(self._replaced) and _is_difference(own)
         if self._begun:

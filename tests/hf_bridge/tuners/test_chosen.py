@@ -93,6 +93,7 @@ def test_a_config_of_peft_without_a_name_of_ours() -> None:
         ("", {}, "is no list of different tuners"),
         ("lora+lora", {}, "is no list of different tuners"),
         ("ia3", {"rank": 4}, "`ia3` has no `rank`"),
+        ("galore", {"rank": 0}, "`--rank` is 0.*`galore`.*\n.*at least 1"),
         ("lora", {"freeze": ["embed"]}, "`lora` has no `freeze`"),
         ("lora", {"tuner_options": {"use_rslroa": True}}, "no option `use_rslroa`.*\n.*did you mean `use_rslora`"),
         ("lora", {"tuner_options": {"use_rslora": "maybe"}}, "`use_rslora` is 'maybe'.*\n.*true or false"),

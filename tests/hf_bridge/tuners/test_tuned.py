@@ -247,6 +247,7 @@ class _Refusals:
         ({"a": peft.LoraConfig(target_modules=r".*\.q_prj")}, "no module's whole name fits"),
         ({"a": peft.LoraConfig(target_modules="(")}, "is no regular expression"),
         ({"a": peft.LoraConfig(modules_to_save=["lm_haed"])}, "no module `lm_haed`.*\n.*did you mean `lm_head`"),
+        ({"default": peft.LoraConfig(r=0)}, "PEFT refuses the options of `lora`: `r` should be"),
         ({"a.b": _Refusals.lora}, "`a.b` cannot be a tuner's name"),
         ({"layers": _Refusals.lora}, "`layers` cannot be a tuner's name"),
         ({"a": {"r": 8}}, "dict is no tuner's config"),
