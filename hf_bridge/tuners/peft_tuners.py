@@ -210,6 +210,15 @@ def hosts(model: nn.Module) -> dict[str, PeftModel]:
     return found
 
 
+def adapters_on(model: nn.Module) -> set[str]:
+    """The names of PEFT's adapters on the model, whoever has put them there."""
+    found = {name for host in hosts(model).values() for name in host.peft_config}
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            found |= set(module._all_available_adapter_names())
+    return found
+
+
 def _host(model: nn.Module, name: str, config: PeftConfig, activation: Activation) -> PeftModel:
     """The PeftModel that has the new adapter."""
     known = hosts(model)

@@ -27,6 +27,7 @@ from hf_bridge.tuners.activation import Activation
 from hf_bridge.tuners.beginnings import START
 from hf_bridge.tuners.merging import Merged, merged
 from hf_bridge.tuners.offload import Offloaded
+from hf_bridge.tuners.peft_tuners import adapters_on
 from hf_bridge.tuners.registry import tuner_of
 from hf_bridge.tuners.targets import check_targets
 from hf_bridge.tuners.tuner import Attached
@@ -136,6 +137,11 @@ class TunedModel:
     def _check_name(self, name: str) -> None:
         if name in self.attached:
             raise UserError(f"The model has a tuner `{name}` already.", "Choose another name.")
+        if name in adapters_on(self.base):
+            raise UserError(
+                f"The model already has a tuner `{name}`, which another TunedModel, or PEFT, has put on it.",
+                "Take that off first with its detach(), attach to that TunedModel, or choose another name.",
+            )
         parts = {part for module_name, _ in self.base.named_modules() for part in module_name.split(".")}
         if not name or "." in name or "/" in name or name.endswith(START) or name in parts:
             raise UserError(

@@ -273,6 +273,18 @@ def test_what_cannot_be_is_refused_and_the_model_stays(
     assert [parameter.requires_grad for parameter in llama.parameters()] == trained
 
 
+@pytest.mark.parametrize("kind", ["lora", "ia3", "prompt"])
+def test_a_name_that_another_has_given_is_refused(kind: str, llama: Any, ids: torch.Tensor) -> None:
+    first = prepare_model(llama, {"a": config_of(kind)})
+    with pytest.raises(UserError, match=r"already has a tuner `a`, which another.*\n.*detach"):
+        prepare_model(llama, {"a": config_of(kind)})
+    first.detach()
+    prepare_model(llama, {"a": config_of(kind)}).detach()
+    peft.get_peft_model(llama, peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(UserError, match="already has a tuner `default`, which another"):
+        prepare_model(llama, {"default": _Refusals.lora})
+
+
 def test_unknown_names_have_a_nearest_one(llama: Any) -> None:
     tuned = together(llama, "lora")
     with pytest.raises(UserError, match="did you mean `lora`"):
