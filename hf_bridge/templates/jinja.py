@@ -2,9 +2,10 @@
 
 Where the template marks that itself (`{% generation %}`), the marks hold. Otherwise the conversation is rendered once
 more up to every answer that is trained on: the prompt before it must open the whole text, and so must the conversation
-that ends with it, up to its last special token, from which the model learns to end an answer. A template that writes
-former turns anew (Qwen3 drops their reasoning) fails that, and the row is refused: what the model would be trained on
-is not what it sees when it answers.
+that ends with it, up to its last special token, from which the model learns to end an answer. An answer that opens the
+row has no prompt: it begins behind what the template asks for one with, which must be there once. A template that
+writes former turns anew (Qwen3 drops their reasoning) fails that, and the row is refused: what the model would be
+trained on is not what it sees when it answers.
 """
 
 import re
@@ -95,14 +96,14 @@ class JinjaTemplate:
         return [self._span(row, text, number) for number in trained]
 
     def _span(self, row: Row, text: str, number: int) -> Span:
-        prompt = self._render(row, number, add_generation_prompt=True)[0]
+        ended = self._render(row, number + 1)[0]
+        prompt = self._render(row, number, add_generation_prompt=True)[0] if number else self._before_all(row, ended)
         if not text.startswith(prompt):
             raise UserError(
                 f"the chat template writes what is before message {number} anew, or opens its answer otherwise than it "
                 f"asks for one: …{_around(text, prompt)!r} became …{_around(prompt, text)!r}.",
                 WAYS,
             )
-        ended = self._render(row, number + 1)[0]
         end = next((end for end in self._possible_ends(ended) if text[:end] == ended[:end] and end > len(prompt)), None)
         if end is None:
             raise UserError(
@@ -111,6 +112,22 @@ class JinjaTemplate:
                 WAYS,
             )
         return len(prompt), end
+
+    def _before_all(self, row: Row, ended: str) -> str:
+        """What is before an answer that opens the row: of `ended`, which is that answer alone, up to where it begins.
+
+        Without messages there is no prompt to compare with, and a template that is asked for one may leave out what it
+        puts before a conversation (SmolLM2's system message).
+        """
+        asking = self._render(row, 1, add_generation_prompt=True)[0]
+        opening = next((asking[end:] for end in self._possible_ends(ended) if asking[:end] == ended[:end]), "").lstrip()
+        if (count := ended.count(opening) if opening else 0) != 1:
+            raise UserError(
+                "the row begins with an answer, and where that begins cannot be told in what the chat template makes "
+                f"of it: {opening!r}, which asks for an answer, is there {count} times.",
+                "Put a message before it, leave it out of the loss (`loss: false`), or name a declared template.",
+            )
+        return ended[: ended.index(opening) + len(opening)]
 
     def _possible_ends(self, ended: str) -> list[int]:
         """Where an answer may end in a text that ends with it: behind its last special token.

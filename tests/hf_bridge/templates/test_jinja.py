@@ -40,6 +40,13 @@ ASKS_TO_THINK = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% e
 ENDS_TEXT = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
 """As Phi-3's: one more token where the conversation ends."""
 
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n{% endif %}"
+    + CHATML.removeprefix("{% for message in messages %}")
+)
+"""As published: the system message that it puts before others belongs to the first of them."""
+
 NO_END = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
 
 
@@ -85,6 +92,28 @@ def test_the_declared_template_gives_the_same(tokenizer: Any) -> None:
     assert (
         own(tokenizer, CHATML).encode(Row(MESSAGES)).labels == encoder(tokenizer, "chatml").encode(Row(MESSAGES)).labels
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "declared"), [(SMOLLM2, "smollm2"), (CHATML, "chatml"), (ENDS_TEXT, "chatml"), (MARKED, "chatml")]
+)
+def test_a_row_that_begins_with_an_answer(template: str, declared: str, tokenizer: Any) -> None:
+    for messages in (MESSAGES[2:], MESSAGES[2:3]):
+        row = Row(messages)
+        text = "".join(f"{message.content}<|im_end|>" for message in messages if message.role == "assistant")
+        assert trained(own(tokenizer, template), row) == trained(encoder(tokenizer, declared), row) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "count"),
+    [(CHATML.partition("{% if add")[0], 0), (ASKS_TO_THINK, 0), (CHATML.replace("%}<|im_start|>", "%}#"), 2)],
+)
+def test_an_answer_that_opens_the_row_and_does_not_show_where_it_begins(
+    template: str, count: int, tokenizer: Any
+) -> None:
+    row = Row((Message("assistant", "#assistant\nHello"), *MESSAGES[3:]))
+    with pytest.raises(UserError, match=f"the row begins with an answer.* is there {count} times"):
+        own(tokenizer, template).encode(row)
 
 
 def test_all_is_all(tokenizer: Any) -> None:
@@ -168,6 +197,7 @@ def test_a_real_tokenizer(smollm2: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     rows = [Row(MESSAGES), Row(MESSAGES[1:]), Row((MESSAGES[1], Message("assistant", "  Fine \n\n🌞 <|im_end|>\n")))]
+    rows.append(Row(MESSAGES[2:]))
     for row in rows:
         one, other = encoder(tokenizer).encode(row), encoder(tokenizer, "smollm2").encode(row)
         assert one.input_ids == other.input_ids and one.labels == other.labels
