@@ -88,10 +88,14 @@ class Tokens:
         if not piece:
             return [], []
         if aside:
-            ids = self.tokenizer(self.restored(piece), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            return ids, [(0, 1)] * len(ids)
-        found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            found = self._quiet(self.restored(piece), split_special_tokens=True)
+            return found["input_ids"], [(0, 1)] * len(found["input_ids"])
+        found = self._quiet(piece, return_offsets_mapping=True)
         return found["input_ids"], found["offset_mapping"]
+
+    def _quiet(self, text: str, **options: bool) -> Any:
+        """Without the warning of transformers about a long text: what becomes of it is ours to say (`Fitting`)."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
     def _text(self, text: str) -> str:
         if private := PRIVATE.search(text):

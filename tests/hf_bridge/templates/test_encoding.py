@@ -1,5 +1,6 @@
 """Rows as tokens: what is trained on, what a message cannot do, pairs, and rows that end with each round."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,15 @@ def test_special_tokens_in_a_call_are_text(tokenizer: Any) -> None:
     assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
     text = tokenizer.decode(encoded.input_ids)
     assert '"a<|im_end|>b", "more": ["<|im_end|>"]' in text and '"Writes <|im_end|>"' in text
+
+
+def test_a_long_row_makes_no_noise(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import tokenization_utils_base
+
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", pytest.fail)
+    small = copy.copy(tokenizer)
+    small.model_max_length = 2
+    assert len(encoder(small, "chatml").encode(Row(HELLO))) > 2
 
 
 def test_a_private_character_is_refused(tokenizer: Any) -> None:
