@@ -89,17 +89,36 @@ class BadRows:
         self.first.extend(rows[: max(0, SHOWN_BAD_ROWS - len(self.first))])
 
     def __str__(self) -> str:
-        counts = [f"  {count:>8}  {reason}" for reason, count in self.reasons.most_common()]
+        return self.report()
+
+    def report(self, what: str = "bad row") -> str:
+        """All of it; one line where there is one reason.
+
+        Args:
+            what: are counted.
+        """
+        total, counts = self.reasons.total(), self.reasons.most_common()
+        head = f"{counted(total, what)}:"
+        if len(counts) == 1:
+            more = f" and {total - len(self.first):,} more" if total > len(self.first) else ""
+            return f"{head} {_places(self.first)}{more}: {counts[0][0]}"
+        lines = [f"  {count:>8}  {reason}" for reason, count in counts]
         places = [f"  {row.where}: {row.reason}" for row in self.first]
-        if len(places) == self.reasons.total() == 1:
-            return f"1 bad row: {places[0].strip()}"
-        head = f"{counted(self.reasons.total(), 'bad row')}:"
-        return "\n".join([head, *counts, f"the first {len(places)}:", *places])
+        return "\n".join([head, *lines, f"the first {len(places)}:", *places])
 
     def judge(self, policy: OnBadRow) -> None:
         """Raise a UserError that holds the report, if there are bad rows and the policy says so."""
         if policy == "raise" and self.reasons:
             raise UserError(str(self), "Mend these rows, or leave them out and have them counted: `--on-bad-row skip`.")
+
+
+def _places(rows: list[BadRow]) -> str:
+    """`a.jsonl:2, 5; b.jsonl:1`."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        source, colon, line = row.where.rpartition(":")
+        lines.setdefault(source + colon, []).append(line)
+    return "; ".join(source + ", ".join(found) for source, found in lines.items())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 from swift_mega.base import readers
 from swift_mega.base.errors import UserError
-from swift_mega.base.readers import BadRows, Corpus
+from swift_mega.base.readers import BadRow, BadRows, Corpus
 
 TEXTS = ["one", "zwei\nLinien", "三 \N{SNOWMAN}", ""]
 
@@ -182,9 +182,17 @@ def test_the_report_shows_twenty_places(tmp_path: Path) -> None:
     bad = read(tmp_path / "a.jsonl", policy="skip")[2]
     assert bad.reasons == {"not valid JSON": 50}
     assert len(bad.first) == 20
-    assert "50 bad rows" in str(bad)
-    assert f"{tmp_path}/a.jsonl:20" in str(bad)
-    assert f"{tmp_path}/a.jsonl:21" not in str(bad)
+    places = ", ".join(map(str, range(1, 21)))
+    assert str(bad) == f"50 bad rows: {tmp_path}/a.jsonl:{places} and 30 more: not valid JSON"
+    bad.add([BadRow("not UTF-8", "b.jsonl:1")])
+    assert "51 bad rows:\n        50  not valid JSON\n         1  not UTF-8\n" in str(bad)
+    assert f"{tmp_path}/a.jsonl:20: not valid JSON" in str(bad) and "a.jsonl:21" not in str(bad)
+
+
+def test_one_reason_is_one_line_that_names_each_file_once() -> None:
+    bad = BadRows()
+    bad.add([BadRow("empty", place) for place in ("a.jsonl:2", "a.jsonl:5", "b.jsonl:1", "row 7")])
+    assert bad.report("long row") == "4 long rows: a.jsonl:2, 5; b.jsonl:1; row 7: empty"
 
 
 def test_null_in_a_column(tmp_path: Path) -> None:
