@@ -77,12 +77,14 @@ class Counts:
     Attributes:
         fitting: examples by what became of them, in the words of `Fitting.counts`.
         long: rows that are too long.
+        unlabelled: rows of which all or a part is left out, as nothing in it is trained on.
         bad: rows that could not be encoded.
         channels: examples of each.
     """
 
     fitting: Counter[str] = field(default_factory=Counter)
     long: BadRows = field(default_factory=BadRows)
+    unlabelled: BadRows = field(default_factory=BadRows)
     bad: BadRows = field(default_factory=BadRows)
     channels: Counter[str] = field(default_factory=Counter)
 
@@ -90,9 +92,21 @@ class Counts:
         """Count in those of another piece."""
         self.fitting += other.fitting
         self.channels += other.channels
-        for mine, theirs in ((self.long, other.long), (self.bad, other.bad)):
-            mine.reasons += theirs.reasons
-            mine.first = (mine.first + theirs.first)[:SHOWN_BAD_ROWS]
+        _list(self.long, other.long)
+        _list(self.unlabelled, other.unlabelled)
+        _list(self.bad, other.bad)
+
+
+def _list(mine: BadRows, theirs: BadRows) -> None:
+    """Count in others. The first are those of a file, not of the order in which rows are drawn."""
+    mine.reasons += theirs.reasons
+    mine.first = sorted(mine.first + theirs.first, key=_place)[:SHOWN_BAD_ROWS]
+
+
+def _place(row: BadRow) -> tuple[str, int, str]:
+    """Sorts by file, and by line as a number."""
+    source, _, line = row.where.rpartition(":")
+    return source, len(line), line
 
 
 class Examples(Sequence[Any]):
@@ -179,10 +193,13 @@ def _report(found: Examples, rows: int, config: Any) -> None:
         say(str(counts.bad))
     counts.bad.judge(config.data.on_bad_row)
     if counts.long.reasons:
-        report = str(counts.long).replace("bad row", "long row")
+        report = counts.long.report("long row")
         if config.length.long_rows == "raise":
             raise UserError(report, "Raise `max_length`, or choose `--long-rows truncate`, `drop` or `split`.")
         say(report)
+    if counts.unlabelled.reasons:
+        parts = counted(counts.fitting["unlabelled"], "example")
+        say(f"{parts} left out, with nothing to train on, of {counts.unlabelled.report('row')}")
     if not len(found):
         became = ", ".join(f"{count:,} {what}" for what, count in counts.fitting.items()) or "none can be encoded"
         raise UserError(f"nothing is left to train on of {counted(rows, 'row')}: {became}.", "Look at `long_rows`.")
@@ -241,20 +258,35 @@ class _Work:
         return _Piece(b"".join(data), np.array(index, np.int64).reshape(-1, 3), counts, len(numbers))
 
     def _examples(self, number: int, fitting: Fitting, counts: Counts) -> Sequence[Any]:
-        row, fits = self.rows[number], fitting.counts["fits"]
+        row, before = self.rows[number], fitting.counts.copy()
         try:
             made = self.make(self.encoder, row, fitting)
         except UserError as error:
-            counts.bad.add([BadRow(error.what, self.rows.where(number))])
+            self._list(counts.bad, error.what, number)
             return []
+        long = bool(set(fitting.counts - before) - {"fits"})
         labelled = [example for example in made if example.trained]
         fitting.counts["unlabelled"] += len(made) - len(labelled)
-        if fitting.counts["fits"] == fits:
+        if long:
             what = f"more than {fitting.max_length:,} tokens (`long_rows` is `{self.length.long_rows}`)"
-            counts.long.add([BadRow(what, self.rows.where(number))])
+            self._list(counts.long, what, number)
+        if fitting.counts["unlabelled"] > before["unlabelled"]:
+            self._list(counts.unlabelled, _left_out(long, bool(labelled), fitting.max_length), number)
         if row.channel is not None:
             counts.channels[row.channel] += len(labelled)
         return labelled
+
+    def _list(self, rows: BadRows, reason: str, number: int) -> None:
+        _list(rows, BadRows(Counter([reason]), [BadRow(reason, self.rows.where(number))]))
+
+
+def _left_out(long: bool, labelled: bool, max_length: int) -> str:
+    """Why something of a row is left out."""
+    if not long:
+        return "nothing behind its first token is trained on"
+    if labelled:
+        return f"nothing in some of its parts of {max_length:,} tokens is trained on"
+    return f"cut at {max_length:,} tokens, it has no answer left to train on"
 
 
 def _pieces(setup: Setup, rows: Rows, make: Make) -> Iterator[_Piece]:

@@ -29,7 +29,7 @@ def encoded(ground: Ground, file: Path, cache: Path, workers: int = 1, **options
     }
     config = build(TuneConfig, values)
     for name, value in options.items():
-        setattr(config.data if name == "on_bad_row" else config.length, name, value)
+        setattr(config.data if name in ("on_bad_row", "shuffle") else config.length, name, value)
     tokenizer = load_tokenizer(str(ground.model))
     setup = Setup(config, tokenizer, encoder(tokenizer, "plain"))
     return examples(setup, load_rows(config.data).train, answers)
@@ -74,6 +74,39 @@ def test_long_rows(
     assert found.tokens == sum(lengths)
     said = capsys.readouterr().out
     assert "1 long row: " in said and f"chat.jsonl:2: more than 10 tokens (`long_rows` is `{policy}`)" in said
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "says"),
+    [
+        ("truncate", 1, "1 example left out, with nothing to train on, of 1 row: {}:2: cut at 6 tokens, it has no ans"),
+        (
+            "split",
+            2,
+            "3 examples left out, with nothing to train on, of 1 row: {}:2: nothing in some of its parts of 6",
+        ),
+    ],
+)
+def test_what_has_nothing_to_train_on_is_said(
+    policy: LongRows, kept: int, says: str, ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "chat.jsonl"
+    turns = [[{"role": "user", "content": "?" * n}, {"role": "assistant", "content": "zq"}] for n in (1, 19)]
+    file.write_text("\n".join(json.dumps({"messages": both}) for both in turns), encoding="utf-8")
+    found = encoded(ground, file, tmp_path / "cache", max_length=6, long_rows=policy)
+    assert (len(found), found.counts.unlabelled.reasons.total()) == (kept, 1)
+    assert says.format(file) in capsys.readouterr().out
+
+
+def test_rows_left_out_are_listed_by_file_and_line(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "PIECE_ROWS", 7)
+    file = written(tmp_path, *["a"] * 40, silent=tuple(range(3, 41)))
+    with pytest.raises(UserError) as error:
+        encoded(ground, file, tmp_path / "cache", shuffle=True)
+    lines = ", ".join(map(str, range(3, 23)))
+    assert error.value.what.startswith(f"38 bad rows: {file}:{lines} and 18 more: nothing in the row is trained on")
 
 
 def test_nothing_left_is_an_error(ground: Ground, tmp_path: Path) -> None:
