@@ -73,13 +73,15 @@ class Report(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             self._report(state, logs)
         held_out = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
-        held_out = {name: value for name, value in held_out.items() if not name.endswith(EVAL_SPEED)}
+        held_out = {n: value for n, value in held_out.items() if value is not None and not n.endswith(EVAL_SPEED)}
         if held_out:
             self.metrics.write(state.global_step, {f"eval/{name}": float(held_out[name]) for name in held_out})
             say(f"step {state.global_step}: " + ", ".join(f"{n} {v:.4f}" for n, v in held_out.items()))
 
     def _report(self, state: TrainerState, logs: dict[str, Any]) -> None:
-        values = {NAMES.get(name, name): float(value) for name, value in logs.items() if name not in NOT_SHOWN}
+        # TRL gives None for the mean of a reward that could judge no answer of the step.
+        known = {name: value for name, value in logs.items() if name not in NOT_SHOWN and value is not None}
+        values = {NAMES.get(name, name): float(value) for name, value in known.items()}
         if (tokens := int(logs.get("num_tokens", 0))) and self.busy_s:
             values["tokens_per_s"] = (tokens - self.tokens) / self.busy_s
             if self.shown_step - self.first_step >= WARMUP_STEPS:

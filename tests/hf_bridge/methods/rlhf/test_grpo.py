@@ -1,5 +1,6 @@
 """GRPO: our questions, our rewards, the paper's objective."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from hf_bridge.methods.callbacks import Reason, Report
 from hf_bridge.methods.rewards.reward import Answer
 from hf_bridge.methods.rlhf.config import GrpoConfig, ObjectiveConfig, RewardsConfig, SamplingConfig
 from hf_bridge.methods.rlhf.examples import end_tokens, prompt_ids
 from hf_bridge.methods.rlhf.scoring import answer_of
 from hf_bridge.models.load import load_model
+from swift_mega.base import metrics
 from swift_mega.base.errors import UserError
 from tests.hf_bridge.methods.rlhf.conftest import Made, moved
 from tests.support import tiny_chat
@@ -129,6 +132,17 @@ def test_a_function_that_fails_is_told_with_the_row(make: Callable[..., Made], r
     made = make("grpo", reward=rewards, sampling=SAMPLING)
     with pytest.raises(UserError, match=r"failed on the row “How are you\?.*KeyError: 'target' \(mine.py:6\)"):
         made.trainer.train()
+
+
+def test_a_reward_that_judges_nothing_has_no_number(make: Callable[..., Made], tmp_path: Path) -> None:
+    file = tmp_path / "none.py"
+    file.write_text("def none(answer, row):\n    return None\n")
+    made = make("grpo", reward=RewardsConfig(rewards=[f"{file}:none"]), sampling=SAMPLING, arguments={"max_steps": 1})
+    with contextlib.closing(metrics.MetricsWriter(tmp_path)) as writer:
+        made.trainer.add_callback(Report(writer, tmp_path, Reason(), 4))
+        made.trainer.train()
+    line = metrics.read(tmp_path)[-1]
+    assert "loss" in line and not any("none" in name for name in line)
 
 
 def test_weights_for_each_reward(make: Callable[..., Made], rewards: RewardsConfig) -> None:
