@@ -111,6 +111,7 @@ def _checkpointing(config: TuneConfig) -> TrainingConfig:
 def prepared(config: TuneConfig, method: Method) -> tuple[Setup, dict[str, Any]]:
     """The setup without a model, and the data by the option that names it: `dataset`, and `val_dataset` or none."""
     rows = on_main(lambda: load_rows(config.data, answers=method.answers))
+    on_main(lambda: method.check(config, rows.train))
     folder = on_main(lambda: resolve_model(config.model, config.loading.revision, weights=False))
     tokenizer = load_tokenizer(str(folder), trust_remote_code=config.loading.trust_remote_code)
     template = on_main(lambda: _template(config, folder, tokenizer))

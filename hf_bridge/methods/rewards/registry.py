@@ -2,10 +2,12 @@
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from hf_bridge.data.row import Row
 from hf_bridge.methods.rewards import accuracy, code, form, tools
 from hf_bridge.methods.rewards.reward import OfOne, Reward
 from swift_mega.base.errors import UserError, nearest
@@ -21,6 +23,9 @@ REWARDS: dict[str, Callable[..., OfOne]] = {
 }
 """Name → what makes the reward of its options, which are its keywords."""
 
+COLUMNS: dict[str, tuple[str, ...]] = {"accuracy": accuracy.COLUMNS, "cosine": accuracy.COLUMNS, "code": ("tests",)}
+"""Name → columns of a row of which the reward reads the first that is there."""
+
 
 def reward(written: str) -> Reward:
     """The reward that `written` asks for.
@@ -34,6 +39,26 @@ def reward(written: str) -> Reward:
     if name not in REWARDS:
         raise UserError(f"there is no reward `{name}`.", f"{nearest(name, REWARDS)}; your own: `my.py:function`")
     return Reward.of_one(name, REWARDS[name](**_options(name, rest)))
+
+
+def check(written: str, rows: Iterable[Row]) -> None:
+    """Refuse a reward that could say nothing of any row, before anything is loaded for it.
+
+    Raises:
+        UserError: as `reward`, or no row has what the reward compares with.
+    """
+    name, _, rest = written.partition(":")
+    if name not in REWARDS:
+        reward(written)
+        return
+    column = _options(name, rest).get("column")
+    columns = (column,) if column else COLUMNS.get(name, ())
+    if columns and not any(row.extra.get(one) is not None for row in rows for one in columns):
+        raise UserError(
+            f"reward `{name}` compares with a row's {' or '.join(f'`{one}`' for one in columns)}, and no row has it.",
+            f"Keep that column of the data: `--keep-columns {columns[0]}`; if it is called otherwise, "
+            f"`--keep-columns NAME` and `{name}:column=NAME`.",
+        )
 
 
 def _options(name: str, text: str) -> dict[str, Any]:
@@ -71,9 +96,21 @@ def _own(file: Path, name: str) -> OfOne:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec and spec.loader, file
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's code, which may raise anything
+        raise UserError(f"{file} cannot be imported: {_what(error, file)}.", "Mend the file.") from error
     functions = {key for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
     if name not in functions:
         raise UserError(f"{file} has no function `{name}`.", nearest(name, functions) if functions else "It has none.")
     found: OfOne = getattr(module, name)
     return found
+
+
+def _what(error: Exception, file: Path) -> str:
+    """The kind of error, its message, and the last line of `file` that it came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == file.absolute()]
+    if isinstance(error, SyntaxError):  # says the line where it is, by a file that need not be this one
+        return f"{type(error).__name__}: {error.msg} ({Path(error.filename or file).name}:{error.lineno})"
+    return f"{type(error).__name__}: {error} ({file.name}:{lines[-1] if lines else '?'})"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hf_bridge.data.rows import Rows
 from hf_bridge.methods.encode import Make, examples
 from hf_bridge.methods.method import Method, Setup
+from hf_bridge.methods.rewards import registry
 from hf_bridge.methods.rlhf.config import RlhfConfig
 from hf_bridge.methods.rlhf.examples import Judged, Pair, Prompt, Tokens, judged, pairs, prompts, taught
 from hf_bridge.methods.rlhf.options import check
@@ -54,6 +55,11 @@ def method_of(config: RlhfConfig) -> Method:
     return METHODS[config.method]
 
 
+def _check_rewards(config: RlhfConfig, rows: Rows) -> None:
+    for written in config.reward.rewards:
+        registry.check(written, rows)
+
+
 def _answers(config: RlhfConfig) -> int:
     """GRPO: of each question, and passes over them; TRL's defaults."""
     return (config.sampling.num_generations or 8) * (config.grpo.num_iterations or 1)
@@ -75,8 +81,18 @@ METHODS = {
         Method("rm", "seq_cls", True, _encoded(pairs, Pair), _trainer("rm"), num_labels=1),
         Method("kto", "causal_lm", True, _encoded(judged, Judged), _trainer("kto")),
         Method("gkd", "causal_lm", True, _encoded(taught, Tokens), _trainer("gkd")),
-        Method("grpo", "causal_lm", False, _encoded(prompts, Prompt), _trainer("grpo"), visits=_answers),
-        Method("ppo", "causal_lm", False, _encoded(prompts, Prompt), _trainer("ppo"), visits=_passes),
+        Method(
+            "grpo",
+            "causal_lm",
+            False,
+            _encoded(prompts, Prompt),
+            _trainer("grpo"),
+            visits=_answers,
+            check=_check_rewards,
+        ),
+        Method(
+            "ppo", "causal_lm", False, _encoded(prompts, Prompt), _trainer("ppo"), visits=_passes, check=_check_rewards
+        ),
     )
 }
 """By name."""

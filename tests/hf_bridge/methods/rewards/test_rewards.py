@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_bridge.data.row import Message, Row, ToolCall
-from hf_bridge.methods.rewards.registry import reward
+from hf_bridge.methods.rewards.registry import check, reward
 from hf_bridge.methods.rewards.reward import Answer, question
 from swift_mega.base.errors import UserError
 
@@ -53,6 +53,20 @@ def test_accuracy_without_a_solution_says_nothing_and_a_column_that_is_not_there
     with pytest.raises(UserError, match=r"the row “What is six times seven\?”: it has no column `target`") as told:
         score("accuracy:column=target", "42", row(solution="42"))
     assert "--keep-columns target" in told.value.fix
+
+
+@pytest.mark.parametrize(
+    ("written", "column"),
+    [("accuracy", "solution"), ("accuracy:column=x", "x"), ("cosine:limit=9", "solution"), ("code:run=true", "tests")],
+)
+def test_a_reward_that_could_judge_no_row_is_refused(written: str, column: str) -> None:
+    with pytest.raises(UserError, match=f"reward `.*` compares with a row's .*`{column}`.*, and no row has it") as told:
+        check(written, [row(), row()])
+    assert f"`--keep-columns {column}`" in told.value.fix
+    check(written, [row(), row(**{column: "1"})])
+    check("format", [row()])
+    with pytest.raises(UserError, match="there is no reward `acuracy`"):
+        check("acuracy", [row()])
 
 
 @pytest.mark.parametrize(
@@ -162,6 +176,21 @@ def test_own_function_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no function `shirt`") as told:
         reward(f"{file}:shirt")
     assert told.value.fix == "did you mean `short`?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ndef f(:\n", r"SyntaxError: .* \(mine.py:2\)"),
+        ("\nimport nowhere.at_all\n", r"ModuleNotFoundError: No module named 'nowhere' \(mine.py:2\)"),
+        ("import json\nx = json.loads('')\n", r"JSONDecodeError: Expecting value.* \(mine.py:2\)"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_told_with_the_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"mine.py cannot be imported: " + message):
+        reward(f"{file}:f")
 
 
 @pytest.mark.parametrize(
