@@ -1,5 +1,6 @@
 """A run's options as transformers' TrainingArguments take them."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ NEVER = 1 << 40
 """Steps between two saves where nobody wants one: at the end there is one all the same."""
 
 
-def training_arguments(config: TuneConfig, *, held_out: bool, resumed: bool) -> dict[str, Any]:
+def training_arguments(config: TuneConfig, steps: int, *, held_out: bool, resumed: bool) -> dict[str, Any]:
     """The arguments that every method has; its Trainer may have more.
 
     Args:
+        steps: of the whole run, whatever this start does of them.
         held_out: there is data to evaluate on.
         resumed: the run continues, so that it was evaluated before its first step.
 
@@ -35,7 +37,8 @@ def training_arguments(config: TuneConfig, *, held_out: bool, resumed: bool) -> 
         "learning_rate": learning_rate(config),
         "lr_scheduler_type": train.lr_scheduler_type,
         "lr_scheduler_kwargs": train.lr_scheduler_kwargs,
-        "warmup_steps": train.warmup_ratio,  # below 1 it is a share
+        # As a share transformers would round it up, and the first step of a short run would train nothing.
+        "warmup_steps": math.floor(train.warmup_ratio * steps),
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "optim": train.optim,

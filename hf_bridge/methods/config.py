@@ -56,7 +56,7 @@ class TrainingConfig:
     """What only this shape has: `min_lr=1e-6` of `cosine_with_min_lr`, `num_decay_steps=9` of `warmup_stable_decay`."""
 
     warmup_ratio: float = 0.03
-    """Share of all steps in which it rises."""
+    """Share of all steps in which it rises from 0; less than one step is none."""
 
     weight_decay: float = 0.01
     """Decoupled, not on biases and norms."""

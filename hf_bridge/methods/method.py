@@ -50,7 +50,7 @@ class Method:
         long_rows: where the run does not say.
         shares_sequences: whether its loss is a sum over tokens, which processes can share.
         num_labels: of the head, where the run does not say.
-        check: the configuration and the rows to train on → nothing, or a UserError, before anything else is made of them.
+        check: the configuration and the rows to train on → nothing, or a UserError before anything is made of them.
         visits: configuration → how many places of a batch a row has in an epoch, where that is not one.
     """
 

@@ -152,7 +152,7 @@ def _run(setup: Setup, method: Method, data: dict[str, Any], owner: Any, callbac
     if resume and output.step_of(resume) >= last and output.model_folder(config).is_dir():
         say(f"{config.output} is finished: it has all {counted(last, 'step')}. To go on, train for longer.")
         return Outcome(output.step_of(resume), "", output.model_folder(config))
-    arguments = training_arguments(config, held_out=valid is not None, resumed=resume is not None)
+    arguments = training_arguments(config, last, held_out=valid is not None, resumed=resume is not None)
     transformers.set_seed(config.train.seed)
     # ZeRO-3 shards weights while they are loaded, and looks here for how.
     options = transformers.TrainingArguments(**arguments)

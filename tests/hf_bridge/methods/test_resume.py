@@ -54,6 +54,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert (outcome.step, outcome.stop_reason) == (8, "")
 
     assert series(config) == series(config_of(ground, tmp_path / "whole"))
+    assert series(config, "lr") == series(config_of(ground, tmp_path / "whole"), "lr")
     files = [load_file(one.folder / "adapter_model.safetensors") for one in (whole, outcome)]
     assert all(files[0][name].equal(files[1][name]) for name in files[0])
     assert sft(config) == outcome
@@ -85,6 +86,12 @@ def test_another_run_is_refused(changes: dict[str, Any], message: str | None, gr
         return
     with pytest.raises(UserError, match=message):
         sft(config)
+
+
+def test_a_run_of_one_step_trains(ground: Ground, finished: Path) -> None:
+    weights = load_file(finished / "model" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+    assert series(ground.config(str(finished)), "lr") == [1e-3], "a quarter of one step is none to warm up in"
 
 
 def test_another_method_or_other_data_is_refused(ground: Ground, finished: Path) -> None:
