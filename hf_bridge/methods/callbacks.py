@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -170,13 +171,20 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         self.patience = patience
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        losses = [line["eval_loss"] for line in state.log_history if "eval_loss" in line]
-        since = len(losses) - 1 - losses.index(min(losses))
+        since = since_best(state.log_history)
         if since >= self.patience:
             control.should_save = control.should_training_stop = True
             say(
                 f"step {state.global_step}: no better held-out loss in {counted(since, 'evaluation')}: this is the end."
             )
+            if not args.load_best_model_at_end:
+                say("What is saved are the weights of this step; with `--load-best` it is those of the best.")
+
+
+def since_best(history: Sequence[Mapping[str, Any]]) -> int:
+    """Evaluations after the one with the lowest held-out loss, by transformers' `log_history`."""
+    losses = [line["eval_loss"] for line in history if "eval_loss" in line]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
 class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]

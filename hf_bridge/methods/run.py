@@ -18,6 +18,7 @@ import torch.distributed as dist
 import transformers
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from hf_bridge.data.rows import load_rows
@@ -33,6 +34,7 @@ from hf_bridge.methods.callbacks import (
     StopAfter,
     StopOnNonFinite,
     StopOnSignal,
+    since_best,
 )
 from hf_bridge.methods.config import TrainingConfig, TuneConfig
 from hf_bridge.methods.method import Method, Setup
@@ -149,8 +151,8 @@ def _run(setup: Setup, method: Method, data: dict[str, Any], owner: Any, callbac
     config, train, valid = setup.config, data["dataset"], data.get("val_dataset")
     resume = on_main(lambda: _resume(config, train))
     last = total_steps(config, len(train) * method.visits(config), _world_size())
-    if resume and output.step_of(resume) >= last and output.model_folder(config).is_dir():
-        say(f"{config.output} is finished: it has all {counted(last, 'step')}. To go on, train for longer.")
+    if resume and (why := on_main(lambda: _finished(config, resume, last))):
+        say(f"{config.output} is finished: {why}")
         return Outcome(output.step_of(resume), "", output.model_folder(config))
     arguments = training_arguments(config, last, held_out=valid is not None, resumed=resume is not None)
     transformers.set_seed(config.train.seed)
@@ -261,6 +263,20 @@ def _resume(config: TuneConfig, train: Any) -> Path | None:
         output.check_batch(folder, examples_per_step(config, _world_size()))
         say(f"Going on from {folder}.")
     return folder
+
+
+def _finished(config: TuneConfig, checkpoint: Path, last: int) -> str:
+    """Why the run is over, and what one can do about it; empty: it is not."""
+    step = output.step_of(checkpoint)
+    if not output.model_folder(config).is_dir():
+        return ""
+    if step >= last:
+        return f"it has all {counted(last, 'step')}. To go on, train for longer."
+    patience = config.train.early_stopping
+    state = transformers.TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if patience and since_best(state.log_history) >= patience:
+        return f"stopped early at step {step}. To go on, raise or leave out `--early-stopping {patience}`."
+    return ""
 
 
 def examples_per_step(config: TuneConfig, world_size: int) -> int:

@@ -127,6 +127,7 @@ def test_evaluation_channels_and_the_best_checkpoint(ground: Ground, own_output:
     options = {"eval_steps": 1, "load_best": True, "early_stopping": 2, "save_total_limit": 1}
     config = ground.config(own_output, tuner="full", tuning=NO_OPTIONS, data=data, train=options)
     outcome = sft(config, [Spoiled()])
+    assert sft(config, [Spoiled()]) == outcome, "and is finished"
     held_out = series(config, "eval/loss")
     losses = held_out[1:]
     best = losses.index(min(losses)) + 1
