@@ -1,15 +1,20 @@
 """A run's options as transformers' TrainingArguments take them."""
 
+import inspect
 import math
 from typing import Any
 
 import torch
+import transformers
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.training_args import OptimizerNames
 
 from hf_bridge.methods import output
+from hf_bridge.methods.check import SCHEDULES
 from hf_bridge.methods.config import TuneConfig
 from hf_bridge.parallel.presets import arguments as sharding
 from hf_bridge.parallel.presets import sharded
-from swift_mega.base.errors import UserError
+from swift_mega.base.errors import UserError, nearest
 
 NEVER = 1 << 40
 """Steps between two saves where nobody wants one: at the end there is one all the same."""
@@ -62,6 +67,37 @@ def training_arguments(config: TuneConfig, steps: int, *, held_out: bool, resume
         "disable_tqdm": True,
         "log_level": "error",
     }
+
+
+def check_names(config: TuneConfig) -> None:
+    """Refuse what transformers would when training starts.
+
+    Raises:
+        UserError: there is no such optimizer, or the schedule has no such option, or needs one that is not given.
+    """
+    train = config.train
+    optimizers = [one.value for one in OptimizerNames]
+    if train.optim not in optimizers:
+        raise UserError(f"there is no optimizer `{train.optim}`.", nearest(train.optim, optimizers))
+    name, given = train.lr_scheduler_type, train.lr_scheduler_kwargs
+    for option in given:
+        if option not in (known := _own_options(name)):
+            have = [f"`{other}`" for other in SCHEDULES if option in _own_options(other)]
+            fix = f"{' and '.join(have)} {'have' if len(have) > 1 else 'has'} it." if have else nearest(option, known)
+            raise UserError(f"schedule `{name}` has no option `{option}`.", fix if have or known else "It has none.")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    try:
+        transformers.get_scheduler(name, optimizer, 0, 1 << 20, given)
+    except (TypeError, ValueError) as error:
+        said = f" with {given}" if given else ""
+        raise UserError(f"schedule `{name}`{said}: {error}.", "Give `--lr-scheduler-kwargs name=value`.") from error
+
+
+def _own_options(schedule: str) -> list[str]:
+    """What only this schedule has."""
+    function = TYPE_TO_SCHEDULER_FUNCTION[transformers.SchedulerType(schedule)]
+    every = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    return [name for name in inspect.signature(function).parameters if name not in every]
 
 
 def learning_rate(config: TuneConfig) -> float:

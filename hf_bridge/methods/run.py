@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_bridge.data.rows import load_rows
 from hf_bridge.methods import output
-from hf_bridge.methods.arguments import training_arguments
+from hf_bridge.methods.arguments import check_names, training_arguments
 from hf_bridge.methods.callbacks import (
     EarlyStopping,
     EvaluateAtEnd,
@@ -90,6 +90,7 @@ def resolved(config: TuneConfig, method: Method) -> TuneConfig:
     Raises:
         UserError: options that exclude each other.
     """
+    check_names(config)
     if config.loading.quantization is not None:
         check_trains(config.loading.quantization)
     if config.loading.qat is not None and config.tuner != "full":

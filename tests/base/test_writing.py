@@ -24,7 +24,7 @@ def test_a_full_disk_is_said_with_its_numbers(tmp_path: Path, number: int) -> No
     assert "→ Free space there or choose another `output`." in message
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT])
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, number: int) -> None:
     message = refusal(tmp_path, number)
     assert f"{tmp_path} cannot be written: {os.strerror(number)} ({tmp_path / 'file'})." in message
