@@ -77,7 +77,7 @@ def run_folder(config: TuneConfig, method: str, datasets: Mapping[str, Any] | No
         fingerprints=None if datasets is None else prints,
         resume=("train.resume", config.train.resume),
         begin_anew="as its data is not that of this one.",
-        kind=f"swift-mega bridge {method}",
+        kind=f"swift-mega bridge {f'rlhf --method {method}' if hasattr(config, 'method') else method}",
     )
 
 

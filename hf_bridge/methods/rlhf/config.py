@@ -125,7 +125,8 @@ class RewardsConfig:
 
     rewards: list[str] = field(default_factory=list)
     """`accuracy`, `format`, `length:limit=512,cache=128`, `cosine:limit=512`, `repetition`, `tools:format=hermes`,
-    `code:run=true`, or a function of your own: `my.py:function`."""
+    `code:run=true`, or a function of your own: `my.py:brevity` with `def brevity(answer, row): return
+    -len(answer.text)`."""
 
     reward_weights: list[float] = field(default_factory=list)
     """Of each of `rewards`, and then of `reward_model`. Empty: 1."""

@@ -134,7 +134,10 @@ def judged(encoder: Encoder, row: Row, fitting: Fitting) -> Sequence[Judged]:
     """A labelled answer, or the two of a preference, the chosen one wanted and the rejected one not."""
     if row.rejected is None:
         if row.label not in (True, False):
-            raise UserError(f"its label is {row.label!r}.", "It must be true or false, or the row have a `rejected`.")
+            raise UserError(
+                "it has no `label`." if row.label is None else f"its `label` is {row.label!r}.",
+                "KTO needs a column `label` with true or false (another name: `--columns`), or one `rejected`.",
+            )
         answers = [(last_answer(encoder, row), bool(row.label))]
     else:
         pair = encoder.encode_pair(row)

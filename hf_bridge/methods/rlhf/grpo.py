@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import trl
+from accelerate import PartialState
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head
 
@@ -21,6 +22,7 @@ from hf_bridge.methods.rlhf.examples import Prompt, end_tokens
 from hf_bridge.methods.rlhf.given import Given, check_enough, trl_arguments
 from hf_bridge.methods.rlhf.reference import TUNERS_OFF, reference
 from hf_bridge.methods.rlhf.scoring import answer_of, rewards_of, weights_of
+from swift_mega.base.errors import UserError
 
 
 class Questions(torch.utils.data.Dataset[dict[str, Any]]):
@@ -71,6 +73,7 @@ class Trainer(Given, trl.GRPOTrainer):  # type: ignore[misc]
 
 def trainer(setup: Setup, train: Any, valid: Any) -> Trainer:
     """The Trainer on questions."""
+    _check_batch(setup)
     rewards, ends = rewards_of(setup), end_tokens(setup.encoder, setup.tokenizer)
     beta = setup.config.objective.beta or 0.0
     arguments = trl_arguments(setup, trl.GRPOConfig, beta=0.0, reward_weights=weights_of(setup, rewards))
@@ -86,6 +89,20 @@ def trainer(setup: Setup, train: Any, valid: Any) -> Trainer:
     if beta:
         made.compare_with(reference(setup), beta)
     return made
+
+
+def _check_batch(setup: Setup) -> None:
+    """Refuse a batch that does not hold all answers to each of its questions."""
+    answers, told = setup.config.sampling.num_generations or 8, setup.arguments
+    rows, processes = told["per_device_train_batch_size"], PartialState().num_processes
+    passes = setup.config.grpo.steps_per_generation or told.get("gradient_accumulation_steps", 1)
+    if (batch := rows * passes * processes) % answers:
+        steps = "steps_per_generation" if setup.config.grpo.steps_per_generation else "gradient_accumulation_steps"
+        raise UserError(
+            f"`num_generations` is {answers}, and {batch} answers are drawn at once: per_device_train_batch_size "
+            f"{rows} × {steps} {passes} × {processes} processes.",
+            "That must be a multiple of `num_generations`: change one of them.",
+        )
 
 
 def _scorer(reward: Reward, tokenizer: Any, ends: list[int]) -> Callable[..., list[float | None]]:

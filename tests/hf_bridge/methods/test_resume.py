@@ -9,8 +9,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_bridge.methods import output
 from hf_bridge.methods.config import TuneConfig
 from hf_bridge.methods.pretrain import pretrain
+from hf_bridge.methods.rlhf.config import RlhfConfig
 from hf_bridge.methods.sft import sft
 from swift_mega.base.errors import UserError
 from tests.hf_bridge.methods.runs import Ground, series
@@ -105,6 +107,11 @@ def test_another_method_or_other_data_is_refused(ground: Ground, finished: Path)
             sft(ground.config(str(finished)))
     finally:
         file.write_text(text)
+
+
+def test_methods_of_rlhf_are_named_as_one_types_them(tmp_path: Path) -> None:
+    config = RlhfConfig(model="m", output=str(tmp_path), method="dpo")
+    assert output.run_folder(config, "dpo").kind == "swift-mega bridge rlhf --method dpo"
 
 
 def test_without_a_good_checkpoint_nothing_is_guessed(ground: Ground, tmp_path: Path) -> None:

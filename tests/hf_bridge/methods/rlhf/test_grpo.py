@@ -151,11 +151,15 @@ def test_weights_for_each_reward(make: Callable[..., Made], rewards: RewardsConf
         make("grpo", reward=rewards, sampling=SAMPLING)
 
 
-def test_what_trl_refuses_is_told(make: Callable[..., Made], rewards: RewardsConfig) -> None:
-    with pytest.raises(
-        UserError, match=r"TRL refuses: generation_batch_size \(4\) must be divisible by num_generations"
-    ):
+def test_a_batch_holds_all_answers_to_its_questions(make: Callable[..., Made], rewards: RewardsConfig) -> None:
+    wanted = r"`num_generations` is 3, and 4 answers are drawn at once: .* 4 × gradient_accumulation_steps 1 × 1 proc"
+    with pytest.raises(UserError, match=wanted):
         make("grpo", reward=rewards, sampling=SamplingConfig(num_generations=3))
+
+
+def test_what_trl_refuses_is_told(make: Callable[..., Made], rewards: RewardsConfig) -> None:
+    with pytest.raises(UserError, match=r"TRL refuses: .*2 generations"):
+        make("grpo", reward=rewards, sampling=SamplingConfig(num_generations=1))
 
 
 def test_answers_keep_special_tokens_but_that_which_ends_them() -> None:
