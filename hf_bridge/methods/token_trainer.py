@@ -5,7 +5,8 @@ however it is cut into batches. Other methods take `Quiet` from here, whose eval
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 import transformers
 from peft import PeftModel
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from hf_bridge.methods.batches import Collator, Sequences
 from hf_bridge.methods.method import Setup
@@ -45,12 +47,13 @@ class Quiet(transformers.Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """transformers knows of one adapter of PEFT, or of the whole model. A state that was gathered is theirs."""
-        if self.tuned is None or state_dict is not None:
-            super()._save(output_dir, state_dict)
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        self.tuned.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
+        with _no_bars():
+            if self.tuned is None or state_dict is not None:
+                super()._save(output_dir, state_dict)
+                return
+            folder = Path(output_dir or self.args.output_dir)
+            self.tuned.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.tuned is not None and (Path(resume_from_checkpoint) / INDEX).is_file():
@@ -64,6 +67,18 @@ class Quiet(transformers.Trainer):  # type: ignore[misc]
             self.tuned.load(best)
         else:
             super()._load_best_model()
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' bar over shards, in the middle of ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def base_of(model: Any) -> Any:

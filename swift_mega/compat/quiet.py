@@ -20,6 +20,8 @@ WHEN_IMPORTED = {
     "torch.utils._pytree": ("<enum 'KernelPreference'>", "<enum 'ScaleCalculationMode'>"),
     # Each layer in each forward pass, where activations are not fp16.
     "bitsandbytes.autograd._functions": ("MatMul8bitLt: inputs will be cast",),
+    # Advice on `fsdp_config`, which presets write; `--gradient-checkpointing` is one option with and without FSDP2.
+    "transformers.training_args": ("When using FSDP, prefer `activation_checkpointing`",),
     # accelerate imports it wherever it is, for runs that have nothing to do with it.
     "DeepSpeed": ("Setting accelerator to CPU",),
 }

@@ -122,12 +122,17 @@ def test_texts_are_trained_on_as_a_whole(ground: Ground, own_output: str) -> Non
     assert series(config) == pytest.approx([sums / count], rel=1e-6)
 
 
-def test_evaluation_channels_and_the_best_checkpoint(ground: Ground, own_output: str) -> None:
+def test_evaluation_channels_and_the_best_checkpoint(
+    ground: Ground, own_output: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     data = {"dataset": [f"{ground.folder / 'chat.jsonl'}#16"], "val_dataset": [str(ground.folder / "chat.jsonl")]}
     options = {"eval_steps": 1, "load_best": True, "early_stopping": 2, "save_total_limit": 1}
     config = ground.config(own_output, tuner="full", tuning=NO_OPTIONS, data=data, train=options)
     outcome = sft(config, [Spoiled()])
-    assert sft(config, [Spoiled()]) == outcome, "and is finished"
+    assert sft(config, [Spoiled()]) == outcome
+    said = capfd.readouterr()
+    assert f"is finished: stopped early at step {outcome.step}" in said.out
+    assert "Writing model shards" not in said.err
     held_out = series(config, "eval/loss")
     losses = held_out[1:]
     best = losses.index(min(losses)) + 1
