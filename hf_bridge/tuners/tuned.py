@@ -239,8 +239,8 @@ class TunedModel:
     @property
     def trainable(self) -> Trainable:
         """How much is trained."""
-        trained = {id(one): one.numel() for one in self._parameters() if one.requires_grad}
-        everything = {id(one): one.numel() for one in (*self.base.parameters(), *self._parameters())}
+        trained = {id(one): _size(one) for one in self._parameters() if one.requires_grad}
+        everything = {id(one): _size(one) for one in (*self.base.parameters(), *self._parameters())}
         return Trainable(sum(trained.values()), sum(trained.values()) / max(1, sum(everything.values())))
 
     def _parameters(self) -> Iterator[nn.Parameter]:
@@ -327,6 +327,11 @@ class TunedModel:
             raise UserError(f"{folder} has {', '.join(places)}, the model has {', '.join(self.attached)}.")
         for name, one in self.attached.items():
             one.load(places[name])
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Numbers in it; of one that ZeRO-3 has cut in pieces, in the whole."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def prepare_model(
