@@ -13,7 +13,7 @@ from pathlib import Path
 from converters import checkpoint, engine
 from converters.options import Options
 from converters.plan import Move, Plan
-from converters.staging import Unfinished
+from converters.staging import Unfinished, Vanished
 from converters.targets import Conversion
 from swift_mega.base.console import progress, say
 from swift_mega.base.errors import UserError
@@ -25,10 +25,30 @@ POLL_S = 0.2
 
 
 def carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
-    """Reserve, copy, finish; what is done already is not done again. False: another machine will finish."""
-    portions = engine.parts(conversion.plan)
+    """Reserve, copy, finish; what is done already is not done again. False: another machine will finish.
+
+    Raises:
+        Vanished: `root` is not there any more. To a machine but the first one it may have become the target.
+    """
     state = root / f"{engine.JOURNAL}.plan"
     mark = engine.fingerprint(conversion.plan)
+    try:
+        return _carry_out(conversion, root, options, state, mark)
+    except FileNotFoundError:
+        if _says(state, mark):
+            raise
+        raise _vanished(root) from None
+
+
+def _vanished(root: Path) -> Vanished:
+    return Vanished(
+        f"{root} was removed, or another conversion has begun in it.",
+        "See that every machine is given the same SRC, DST and options, and start all of them again.",
+    )
+
+
+def _carry_out(conversion: Conversion, root: Path, options: Options, state: Path, mark: str) -> bool:
+    portions = engine.parts(conversion.plan)
     if _says(state, mark):
         say(
             "  going on where the last attempt was interrupted"
@@ -39,8 +59,8 @@ def carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
         _start(conversion, root, state, mark)
     else:
         _await(lambda: _says(state, mark) or not root.exists(), f"machine 0 to begin this conversion in {root}")
-        if not root.exists():  # so little to do that machine 0 has done it all
-            return False
+        if not root.exists():
+            raise _vanished(root)
     mine = _numbers(len(portions), options)
     total = sum(move.nbytes for number in mine for move in portions[number])
     with progress(total, conversion.title, "B", True) as bar:
@@ -48,7 +68,12 @@ def carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
     if options.node_rank > 0:
         return False
     everything = set(range(len(portions)))
-    _await(lambda: engine.finished_portions(root) >= everything, "the other machines to do their share")
+    _await(
+        lambda: engine.finished_portions(root) >= everything or not _says(state, mark),
+        "the other machines to do their share",
+    )
+    if not _says(state, mark):
+        raise _vanished(root)
     _complete(conversion, root)
     return True
 
@@ -139,6 +164,7 @@ LOCK = f"{engine.JOURNAL}.lock."
 
 def _start(conversion: Conversion, root: Path, state: Path, mark: str) -> None:
     with write_errors_are_the_users(root):
+        state.unlink(missing_ok=True)  # before what it says of the rest is no longer so
         for path in root.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)

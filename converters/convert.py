@@ -16,7 +16,7 @@ from converters.merge import merged
 from converters.opening import open_source
 from converters.options import DIVISIBLE_BY, NAMES, Format, Options, check_meaningful
 from converters.source import Source
-from converters.staging import check_free, is_free, renamed, staging_of
+from converters.staging import Vanished, check_free, is_free, renamed, staging_of
 from converters.targets import CONVERSIONS, Conversion
 from swift_mega.base.console import say
 from swift_mega.base.errors import UserError
@@ -50,9 +50,14 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
         return
     if options.node_rank == 0:
         _check_manifest(source, opened, options)
-    with alone(staging, options), renamed(staging, target) as rename:
+    with alone(staging, options), renamed(staging, target, options.nodes > 1) as rename:
         check_free(target, options.overwrite)  # another process may have written it a moment ago
-        finished = carry_out(conversion, staging, options)
+        try:
+            finished = carry_out(conversion, staging, options)
+        except Vanished:  # machine 0 may have done it all
+            if options.node_rank == 0 or not _is_there(conversion, staging, target, options):
+                raise
+            finished = False
         if finished:
             rename()
     say(f"wrote {target}" if finished else f"done; machine 0 finishes {target}")
@@ -86,6 +91,11 @@ def _opened(source: Path, to: Format | None, options: Options) -> tuple[Source, 
     return opened, direction
 
 
+def _is_there(conversion: Conversion, staging: Path, target: Path, options: Options) -> bool:
+    """Whether the target is what this machine's share of the conversion would make of it."""
+    return is_finished(conversion.target, staging, target, share(conversion.plan, options))
+
+
 def _comes_late(conversion: Conversion, staging: Path, target: Path, options: Options) -> bool:
     """Whether the other machines have finished this very conversion.
 
@@ -94,7 +104,7 @@ def _comes_late(conversion: Conversion, staging: Path, target: Path, options: Op
     """
     if is_free(target):
         return False
-    if not staging.exists() and is_finished(conversion.target, staging, target, share(conversion.plan, options)):
+    if not staging.exists() and _is_there(conversion, staging, target, options):
         say(f"{target} is this conversion already, and complete: the other machines had no need of this one")
         return True
     if not options.overwrite:

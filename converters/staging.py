@@ -15,6 +15,10 @@ class Unfinished(UserError):
     """Nothing is wrong with what was done; it can be gone on with."""
 
 
+class Vanished(UserError):
+    """The folder in which the target is put together is gone, or another conversion has begun in it."""
+
+
 def staging_of(source: Path, target: Path) -> Path:
     """Where the target is put together: beside it, under a name that says that it is unfinished.
 
@@ -54,9 +58,13 @@ def _mend(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def renamed(staging: Path, target: Path) -> Iterator[Callable[[], None]]:
+def renamed(staging: Path, target: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
     """What the body calls at last, to give the staging folder the target's name. A UserError in the body leaves
-    nothing behind; an interruption leaves what was done, for the next attempt."""
+    nothing behind; an interruption leaves what was done, for the next attempt.
+
+    Args:
+        shared: other machines work in the folder, so that it stays whatever happens to this one.
+    """
     target = target.resolve()
     with write_errors_are_the_users(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +81,10 @@ def renamed(staging: Path, target: Path) -> Iterator[Callable[[], None]]:
     except Unfinished:
         raise
     except UserError:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not shared:
+            shutil.rmtree(staging, ignore_errors=True)
+        elif staging.exists():
+            say(f"{staging} stays, for the other machines; the same commands go on from here (or remove it)")
         raise
     except KeyboardInterrupt:
         say(f"interrupted; the same command goes on from here (or remove {staging})")

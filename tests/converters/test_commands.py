@@ -1,7 +1,11 @@
 """The options of `swift-mega convert`."""
 
 import argparse
+import contextlib
+import os
+import queue
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from converters import checkpoint
+from converters import checkpoint, engine
 from converters.commands import add_arguments, parse_size, run
 from converters.stores.safetensors import open_folder
 from swift_mega.base import lock
@@ -187,19 +191,77 @@ def test_who_waited_finds_the_target_taken(
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
-def test_a_machine_with_nothing_to_do_ends(hf_model: Callable[[str], Path], tmp_path: Path) -> None:
-    from converters import carrying as module
+@pytest.mark.parametrize("done", [True, False])
+def test_a_machine_with_nothing_to_do_ends(done: bool, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Machine 0 has done it all, or else somebody has removed the folder."""
+    with _waiting(hf_model("llama"), tmp_path / "out") as outcome:
+        if done:
+            call(hf_model("llama"), tmp_path / "made")
+            (tmp_path / "made").rename(tmp_path / "out")
+        (tmp_path / ".out.unfinished").rename(tmp_path / "gone")
+    found = str(outcome.get())
+    assert found == "None" if done else f"{tmp_path}/.out.unfinished was removed" in found
 
-    options = ["--nodes", "2", "--node-rank"]
-    one = threading.Thread(target=call, args=(hf_model("llama"), tmp_path / "out", *options, "1"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_says", lambda file, text: False)  # it never sees the moment in which it could join
-        one.start()
-        while not list(tmp_path.glob(".out.unfinished/.journal.lock.1")):
-            time.sleep(0.01)
-        (tmp_path / ".out.unfinished").rename(tmp_path / "out")
-        one.join(30)
+
+@contextlib.contextmanager
+def _waiting(source: Path, target: Path) -> Iterator["queue.Queue[UserError | None]"]:
+    """Machine 1 waits for machine 0 within, and has ended after it; how is in the queue."""
+    outcome: queue.Queue[UserError | None] = queue.Queue()
+
+    def work() -> None:
+        try:
+            call(source, target, "--nodes", "2", "--node-rank", "1")
+        except UserError as error:
+            outcome.put(error)
+        else:
+            outcome.put(None)
+
+    one = threading.Thread(target=work, daemon=True)
+    one.start()
+    while not list(target.parent.glob(f".{target.name}.unfinished/.journal.lock.1")):
+        time.sleep(0.01)
+    yield outcome
+    one.join(30)
     assert not one.is_alive()
+
+
+def test_a_machine_that_fails_leaves_the_others_their_folder(
+    hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ["--nodes", "2", "--node-rank", "0"]
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="is full"):
+        patch.setattr(os, "copy_file_range", _no_space)
+        call(hf_model("llama"), tmp_path / "out", *first)
+    assert (tmp_path / ".out.unfinished" / ".journal.plan").is_file()
+    call(hf_model("llama"), tmp_path / "out", *first)
+    assert "joining the other machines" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_machine_0_does_not_wait_in_a_folder_that_is_gone(
+    hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is removed while machine 0 copies, or when it has copied its share."""
+    monkeypatch.setattr(engine, "PART_BYTES", 1 << 12)
+    staging, run = tmp_path / ".out.unfinished", engine.run
+
+    def before(*arguments: Any) -> None:
+        shutil.rmtree(staging)
+        run(*arguments)
+
+    def after(*arguments: Any) -> None:
+        run(*arguments)
+        shutil.rmtree(staging)
+
+    for removing in (before, after):
+        monkeypatch.setattr(engine, "run", removing)
+        with pytest.raises(UserError, match=r"\.out\.unfinished was removed"):
+            call(hf_model("llama"), tmp_path / "out", "--nodes", "2", "--node-rank", "0")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_machines_say_which_they_are(
