@@ -44,7 +44,7 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
     if options.dry_run:
         from converters.forecast import say_forecast
 
-        say_forecast(conversion, target, options.jobs)
+        say_forecast(conversion, staging, options.jobs)
         return
     if options.node_rank > 0 and _comes_late(conversion, staging, target, options):
         return

@@ -21,8 +21,8 @@ IMPORTS_BYTES = 64 << 20
 """What the program itself takes, rounded up."""
 
 
-def say_forecast(conversion: "Conversion", target: Path, jobs: int) -> None:
-    """Print the plan in numbers."""
+def say_forecast(conversion: "Conversion", staging: Path, jobs: int) -> None:
+    """Print the plan in numbers, those of the disk that holds the folder in which the target is put together."""
     plan = conversion.plan
     sources = plan.sources
     size = sum(conversion.target.files.values())
@@ -33,12 +33,12 @@ def say_forecast(conversion: "Conversion", target: Path, jobs: int) -> None:
     say(f"  zeros   {sum(plan.zeros.values()):,} elements{_named(plan.zeros)}")
     say(f"  drops   {sum(plan.unused.values()):,} elements of padding{_named(plan.unused)}")
     say(f"  memory  at most {sized(IMPORTS_BYTES + jobs * plan.largest_in_memory)}")
-    speed = disk_speed(_existing(target))
+    speed = disk_speed(_existing(staging))
     if speed is None:
         say("  time    not measured, as the disk is all but full")
     else:
         say(f"  time    about {size / speed:,.0f} s at the {sized(speed)}/s that this disk writes now")
-    free = free_bytes(target)
+    free = free_bytes(staging)
     say(f"  space   {sized(free)} are free" + ("" if free >= size else f": {sized(size - free)} too few"))
     say("nothing was written (--dry-run)")
 

@@ -1,6 +1,7 @@
 """The folder in which a target is put together, and how it gets the target's name."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,11 @@ def staging_of(source: Path, target: Path) -> Path:
     _mend(target)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file.", "Choose a folder as target.")
+    if os.path.ismount(target):
+        raise UserError(
+            f"{target} is where a disk is mounted, and what is there cannot be replaced by a folder made beside it.",
+            f"Choose a folder inside it, such as {target / 'converted'}.",
+        )
     return target.with_name(f".{target.name}{checkpoint.UNFINISHED}")
 
 
@@ -58,6 +64,19 @@ def _mend(target: Path) -> None:
 
 
 @contextlib.contextmanager
+def _refusals_keep(staging: Path, target: Path) -> Iterator[None]:
+    """What was put together is not lost where the system does not let it have its name."""
+    try:
+        yield
+    except OSError as error:  # a mount that does not look like one is busy, a layer of a container another device
+        _mend(target)
+        raise Unfinished(
+            f"{target} cannot be replaced: {error.strerror}.",
+            f"All that was to be in it is complete in {staging}; move it from there to where it is to be.",
+        ) from error
+
+
+@contextlib.contextmanager
 def renamed(staging: Path, target: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
     """What the body calls at last, to give the staging folder the target's name. A UserError in the body leaves
     nothing behind; an interruption leaves what was done, for the next attempt.
@@ -71,9 +90,10 @@ def renamed(staging: Path, target: Path, shared: bool = False) -> Iterator[Calla
         shutil.rmtree(_replaced(target), ignore_errors=True)
 
     def rename() -> None:
-        if target.exists():
-            target.rename(_replaced(target))
-        staging.rename(target)
+        with _refusals_keep(staging, target):
+            if target.exists():
+                target.rename(_replaced(target))
+            staging.rename(target)
         shutil.rmtree(_replaced(target), ignore_errors=True)
 
     try:

@@ -182,6 +182,56 @@ class TestTargets:
         (tmp_path / "there").touch()
         assert "is a file" in refusal(hf_model("llama"), tmp_path / "there")
 
+    def test_a_mount_as_target(
+        self, hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "disk").mkdir()
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "disk")
+        for options in ({}, {"dry_run": True}):
+            said = refusal(hf_model("llama"), tmp_path / "disk", **options)
+            assert f"Choose a folder inside it, such as {tmp_path}/disk/converted" in said
+        assert [path.name for path in tmp_path.rglob("*")] == ["disk"]
+
+    @pytest.mark.parametrize("busy", ["there", ".there.unfinished"])
+    def test_a_target_that_cannot_be_renamed(
+        self, busy: str, hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was converted stays, complete, and so does what the target held."""
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "mine.txt").touch()
+        rename = Path.rename
+
+        def refused(path: Path, target: Path) -> Path:
+            if path.name == busy:
+                raise OSError(16, "Device or resource busy")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", refused)
+        said = refusal(hf_model("llama"), tmp_path / "there", overwrite=True)
+        assert "there cannot be replaced: Device or resource busy" in said
+        assert f"complete in {tmp_path}/.there.unfinished" in said
+        assert checkpoint.is_megatron(tmp_path / ".there.unfinished")
+        assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]
+
+    def test_a_forecast_is_of_the_disk_that_is_written(
+        self, hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from converters import forecast
+
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "real")
+        asked: list[Path] = []
+
+        def free(path: Path) -> int:
+            asked.append(path)
+            return 0
+
+        monkeypatch.setattr(forecast, "disk_speed", asked.append)
+        monkeypatch.setattr(forecast, "free_bytes", free)
+        convert(hf_model("llama"), tmp_path / "link", options=Options(dry_run=True))
+        assert asked == [tmp_path / "elsewhere", tmp_path / "elsewhere" / ".real.unfinished"]
+
     def test_source_and_target_in_one_another(self, megatron_model: Callable[..., Path]) -> None:
         root = megatron_model("llama")
         for target in (root, root / "release" / "export", root.parent):
