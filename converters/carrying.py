@@ -31,7 +31,7 @@ def carry_out(conversion: Conversion, root: Path, options: Options) -> bool:
         Vanished: `root` is not there any more. To a machine but the first one it may have become the target.
     """
     state = root / f"{engine.JOURNAL}.plan"
-    mark = engine.fingerprint(conversion.plan)
+    mark = engine.fingerprint(conversion.plan, conversion.target)
     try:
         return _carry_out(conversion, root, options, state, mark)
     except FileNotFoundError:

@@ -137,14 +137,20 @@ def finished_portions(folder: Path) -> set[int]:
     return {int(line) for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")}
 
 
-def fingerprint(plan: Plan) -> str:
-    """Changes with any move, with any source file's size or time of change, and with what a portion is."""
+def fingerprint(plan: Plan, target: Target) -> str:
+    """Changes with any move, with any source file's size or time of change, with what a portion is, and with what is
+    written into the target's files before anything is copied."""
     digest = xxhash.xxh3_128(str(PART_BYTES).encode())
     for path in plan.sources:
         status = path.stat()
         digest.update(os.fsencode(path) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
     for move in plan.moves:
         digest.update(repr(tuple(move)).encode())
+    for path, size in target.files.items():
+        digest.update(os.fsencode(path) + f" {size}\n".encode())
+    for path, at, fixed in target.fixed:
+        digest.update(os.fsencode(path) + f" {at} {len(fixed)}\n".encode())
+        digest.update(fixed)
     return str(digest.hexdigest())
 
 

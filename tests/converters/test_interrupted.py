@@ -1,5 +1,6 @@
 """A conversion that is killed, however often, is gone on with and ends as if nothing had happened."""
 
+import json
 import os
 import random
 import shutil
@@ -95,6 +96,21 @@ def test_a_source_that_changed_is_begun_anew(
     file.write_bytes(changed)
     convert(source, tmp_path / "target")
     convert(source, tmp_path / "expected")
+    assert content(tmp_path / "target") == content(tmp_path / "expected")
+
+
+def test_a_config_that_changed_is_in_all_files(
+    hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for each rank hold it, too, beside weights that have not changed."""
+    source = shutil.copytree(hf_model("llama"), tmp_path / "source")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "finish", _interrupted)
+        convert(source, tmp_path / "target", to="legacy")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.125}))
+    convert(source, tmp_path / "target", to="legacy")
+    convert(source, tmp_path / "expected", to="legacy")
     assert content(tmp_path / "target") == content(tmp_path / "expected")
 
 

@@ -24,6 +24,7 @@ from converters.opening import open_source
 from converters.options import Options
 from converters.stores.quantised import open_weights
 from converters.stores.safetensors import SINGLE, open_folder
+from converters.targets import CONVERSIONS, Conversion
 from converters.tensors import CARRIER
 from converters.torch_tensors import to_carrier
 from converters.view import MegatronView
@@ -242,17 +243,16 @@ def test_torch_is_not_needed(gpt_oss: Path, tmp_path: Path) -> None:
 def test_an_interrupted_conversion_begins_anew_where_scales_have_changed(tiny_model: TinyModel, tmp_path: Path) -> None:
     source = fp8(tiny_model("qwen3-bias", "bfloat16"), tmp_path / "fp8", (7, 5))
     scales = source / "model-2.safetensors"
-    plan = convert_plan(source)
-    assert scales in plan.sources
-    before = engine.fingerprint(plan)
+    planned = conversion(source)
+    assert scales in planned.plan.sources
+    before = engine.fingerprint(planned.plan, planned.target)
     scales.touch()
-    assert engine.fingerprint(convert_plan(source)) != before
+    planned = conversion(source)
+    assert engine.fingerprint(planned.plan, planned.target) != before
 
 
-def convert_plan(source: Path) -> Any:
-    from converters.targets import _to_megatron
-
-    return _to_megatron(open_source(source), source.parent / "x", Options()).plan
+def conversion(source: Path) -> Conversion:
+    return CONVERSIONS["megatron"](open_source(source), source.parent / "x", Options())
 
 
 def test_scales_of_activations_are_left_out_and_listed(
