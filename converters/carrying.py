@@ -17,7 +17,7 @@ from converters.staging import Unfinished, Vanished
 from converters.targets import Conversion
 from swift_mega.base.console import progress, say
 from swift_mega.base.errors import UserError
-from swift_mega.base.lock import alone_in
+from swift_mega.base.lock import alone_in, is_held
 from swift_mega.base.writing import write_errors_are_the_users
 
 WAIT_S = 3600.0
@@ -55,10 +55,21 @@ def _carry_out(conversion: Conversion, root: Path, options: Options, state: Path
             if options.nodes == 1
             else "  joining the other machines"
         )
+        if options.node_rank == 0:
+            state.touch()  # see _does_another
     elif options.node_rank == 0:
         _start(conversion, root, state, mark)
     else:
-        _await(lambda: _says(state, mark) or not root.exists(), f"machine 0 to begin this conversion in {root}")
+        _await(
+            lambda: _says(state, mark) or not root.exists() or _does_another(root, state, mark),
+            f"machine 0 to begin this conversion in {root}",
+        )
+        if _does_another(root, state, mark):
+            raise Unfinished(
+                "machine 0 does another conversion: its options, or a file of SRC (its path, size or time of change), "
+                "differ from this machine's.",
+                "Start every machine with the same options, and with the same SRC, shared or copied with `cp -p`.",
+            )
         if not root.exists():
             raise _vanished(root)
     mine = _numbers(len(portions), options)
@@ -116,6 +127,16 @@ def _step(iteration: Path) -> int | None:
 
 def _says(file: Path, text: str) -> bool:
     return file.is_file() and file.read_text(encoding="ascii") == text
+
+
+def _does_another(root: Path, state: Path, mark: str) -> bool:
+    """Whether machine 0 is at work, and not on this: what an earlier attempt left is older than its lock."""
+    held = root / f"{LOCK}0"
+    with contextlib.suppress(FileNotFoundError):
+        said = state.read_text(encoding="ascii")  # empty for a moment while it is written
+        begun = state.stat().st_mtime_ns >= held.stat().st_mtime_ns
+        return begun and said not in ("", mark) and is_held(held)
+    return False
 
 
 def _await(condition: Callable[[], bool], what: str) -> None:

@@ -99,7 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="threads that copy (default: 2)")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that share the work (default: 1)")
     parser.add_argument(
-        "--node-rank", type=int, metavar="I", help="which of them this is, from 0; they must all see DST"
+        "--node-rank",
+        type=int,
+        metavar="I",
+        help="which of them this is, from 0; all must see DST, "
+        "and SRC, shared or at the same path as a copy that has kept its times (cp -p)",
     )
     parser.add_argument("--push", metavar="REPO", help=f"upload DST when it is complete: to {REPOSITORY}")
     parser.add_argument("--private", action="store_true", help=f"of --push: {PRIVATE}")

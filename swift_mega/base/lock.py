@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,24 @@ def alone_in(folder: Path, option: str, wait_s: float = WAIT_S, name: str = FILE
                 print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
                 break
         yield
+
+
+def is_held(file: Path) -> bool:
+    """Whether another process is inside by the lock of this file. False, too, where the file system has no locks."""
+    with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:
+        what = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            kind, *_ = struct.unpack(FLOCK, fcntl.fcntl(stream.fileno(), fcntl.F_GETLK, what))
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return False
+        return bool(kind != fcntl.F_UNLCK)
+    return False
+
+
+FLOCK = "hhqqi4x"
+"""C's `struct flock`: kind, from where, first byte, length, process."""
 
 
 def _is(file: IO[str], path: Path) -> bool:

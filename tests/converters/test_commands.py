@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from converters import checkpoint, engine
+from converters import carrying, checkpoint, engine
 from converters.commands import add_arguments, parse_size, run
 from converters.stores.safetensors import open_folder
 from swift_mega.base import lock
@@ -156,6 +156,16 @@ def test_two_conversions_into_one_target(tiny_model: Callable[..., Path], tmp_pa
     source, target = str(tiny_model("llama")), str(tmp_path / "out")
     staging = tmp_path / ".out.unfinished"
     staging.mkdir()
+    with _held(staging) as holder:
+        refused = cli.run(["convert", source, target])
+    assert refused.code == 2 and f"in use by process {holder.pid}" in refused.err
+    assert main(["convert", source, target]) == 0
+    assert not staging.exists() and not list((tmp_path / "out").glob(".journal*"))
+
+
+@contextlib.contextmanager
+def _held(staging: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Another process is machine 0."""
     hold = (
         "import sys, time\nfrom pathlib import Path\nfrom swift_mega.base.lock import alone_in\n"
         f"with alone_in(Path({str(staging)!r}), 'DST', name='.journal.lock.0'):\n"
@@ -164,11 +174,28 @@ def test_two_conversions_into_one_target(tiny_model: Callable[..., Path], tmp_pa
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", hold], **pipes) as holder:  # type: ignore[call-overload]
         assert holder.stdout and holder.stdin and holder.stdout.readline() == "held\n"
-        refused = cli.run(["convert", source, target])
+        yield holder
         holder.stdin.close()
-    assert refused.code == 2 and f"in use by process {holder.pid}" in refused.err
-    assert main(["convert", source, target]) == 0
-    assert not staging.exists() and not list((tmp_path / "out").glob(".journal*"))
+
+
+def test_machines_that_differ_say_so(
+    hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for what an earlier attempt has left, which machine 0 is about to remove, nor when machine 0 is gone."""
+    state, one = tmp_path / ".out.unfinished" / ".journal.plan", ["--nodes", "2", "--node-rank", "1"]
+    state.parent.mkdir()
+    monkeypatch.setattr(carrying, "WAIT_S", 0.3)
+    state.write_text("another")
+    os.utime(state, (1, 1))
+    with _held(state.parent):
+        with pytest.raises(UserError, match="waited"):
+            call(hf_model("llama"), tmp_path / "out", *one)
+        state.touch()
+        with pytest.raises(UserError, match="machine 0 does another conversion: its options, or a file of SRC"):
+            call(hf_model("llama"), tmp_path / "out", *one)
+    with pytest.raises(UserError, match="waited"):
+        call(hf_model("llama"), tmp_path / "out", *one)
+    assert state.read_text() == "another"
 
 
 def test_who_waited_finds_the_target_taken(
