@@ -95,6 +95,11 @@ def share(plan: Plan, options: Options) -> list[Move]:
     return [move for number in _numbers(len(portions), options) for move in portions[number]] or plan.moves
 
 
+def is_needed(plan: Plan, options: Options) -> bool:
+    """Whether enough is to be done that some of it is this machine's."""
+    return bool(_numbers(len(engine.parts(plan)), options))
+
+
 def _numbers(portions: int, options: Options) -> range:
     return range(options.node_rank, portions, options.nodes)
 

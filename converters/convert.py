@@ -8,7 +8,7 @@ beside the target and renamed when it is complete; a conversion that was interru
 from pathlib import Path
 
 from converters import checkpoint
-from converters.carrying import alone, carry_out, share
+from converters.carrying import alone, carry_out, is_needed, share
 from converters.decoding import described
 from converters.families._common import EMBEDDING
 from converters.finished import is_finished
@@ -105,6 +105,9 @@ def _comes_late(conversion: Conversion, staging: Path, target: Path, options: Op
     if is_free(target):
         return False
     if not staging.exists() and _is_there(conversion, staging, target, options):
+        if options.overwrite and is_needed(conversion.plan, options):  # machine 0 may be about to do it anew
+            say(f"{target} is this conversion already; if machine 0 has ended, nothing is left to do for this one")
+            return False
         say(f"{target} is this conversion already, and complete: the other machines had no need of this one")
         return True
     if not options.overwrite:

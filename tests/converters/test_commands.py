@@ -231,13 +231,13 @@ def test_a_machine_with_nothing_to_do_ends(done: bool, hf_model: Callable[[str],
 
 
 @contextlib.contextmanager
-def _waiting(source: Path, target: Path) -> Iterator["queue.Queue[UserError | None]"]:
+def _waiting(source: Path, target: Path, *options: str) -> Iterator["queue.Queue[UserError | None]"]:
     """Machine 1 waits for machine 0 within, and has ended after it; how is in the queue."""
     outcome: queue.Queue[UserError | None] = queue.Queue()
 
     def work() -> None:
         try:
-            call(source, target, "--nodes", "2", "--node-rank", "1")
+            call(source, target, "--nodes", "2", "--node-rank", "1", *options)
         except UserError as error:
             outcome.put(error)
         else:
@@ -250,6 +250,19 @@ def _waiting(source: Path, target: Path) -> Iterator["queue.Queue[UserError | No
     yield outcome
     one.join(30)
     assert not one.is_alive()
+
+
+def test_a_finished_target_is_overwritten_together(
+    hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that comes first waits, since what it finds is not yet what is asked for."""
+    monkeypatch.setattr(engine, "PART_BYTES", 1 << 14)
+    monkeypatch.setattr(carrying, "WAIT_S", 30)
+    call(hf_model("qwen2"), tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").touch()
+    with _waiting(hf_model("qwen2"), tmp_path / "out", "--overwrite") as outcome:
+        call(hf_model("qwen2"), tmp_path / "out", "--nodes", "2", "--node-rank", "0", "--overwrite")
+    assert outcome.get() is None and not (tmp_path / "out" / "mine.txt").exists()
 
 
 def test_a_machine_that_fails_leaves_the_others_their_folder(
