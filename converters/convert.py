@@ -50,7 +50,7 @@ def convert(source: Path, target: Path, *, to: Format | None = None, options: Op
         return
     if options.node_rank == 0:
         _check_manifest(source, opened, options)
-    with alone(staging, options), renamed(staging, target, options.nodes > 1) as rename:
+    with alone(staging, options), renamed(staging, target, options.nodes > 1, options.node_rank == 0) as rename:
         check_free(target, options.overwrite)  # another process may have written it a moment ago
         try:
             finished = carry_out(conversion, staging, options)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def staging_of(source: Path, target: Path) -> Path:
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"{target} and the source {source} lie in one another.", "Choose a target elsewhere.")
     _mend(target)
+    if _is_here(target):
+        raise UserError(
+            f"{target} is the folder that this is run in, which would be replaced by another one.",
+            "Run it from elsewhere, or name a folder inside.",
+        )
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file.", "Choose a folder as target.")
     if os.path.ismount(target):
@@ -38,6 +44,14 @@ def staging_of(source: Path, target: Path) -> Path:
             f"Choose a folder inside it, such as {target / 'converted'}.",
         )
     return target.with_name(f".{target.name}{checkpoint.UNFINISHED}")
+
+
+def _is_here(folder: Path) -> bool:
+    """Whether it is the working folder, or holds it."""
+    with contextlib.suppress(FileNotFoundError):  # the working folder is gone itself
+        here = Path.cwd().resolve()
+        return folder.is_dir() and (folder == here or folder in here.parents)
+    return False
 
 
 def is_free(target: Path) -> bool:
@@ -63,6 +77,17 @@ def _mend(target: Path) -> None:
         _replaced(target).rename(target)
 
 
+def _allow_the_same(folder: Path, as_in: Path) -> None:
+    """Give a folder another one's group, mode and extended attributes, before anything is made in it that inherits
+    them."""
+    try:
+        os.chown(folder, -1, as_in.stat().st_gid)  # first, since it takes away the bit by which it is inherited
+    except PermissionError:
+        say(f"{as_in} loses its group, {as_in.stat().st_gid}, which you are not in")
+    shutil.copystat(as_in, folder)
+    folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
+
+
 @contextlib.contextmanager
 def _refusals_keep(staging: Path, target: Path) -> Iterator[None]:
     """What was put together is not lost where the system does not let it have its name."""
@@ -77,17 +102,21 @@ def _refusals_keep(staging: Path, target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def renamed(staging: Path, target: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
+def renamed(staging: Path, target: Path, shared: bool = False, first: bool = True) -> Iterator[Callable[[], None]]:
     """What the body calls at last, to give the staging folder the target's name. A UserError in the body leaves
     nothing behind; an interruption leaves what was done, for the next attempt.
 
     Args:
         shared: other machines work in the folder, so that it stays whatever happens to this one.
+        first: this is the machine that gives it the name.
     """
     target = target.resolve()
     with write_errors_are_the_users(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(_replaced(target), ignore_errors=True)
+
+        if target.is_dir() and first:
+            _allow_the_same(staging, target)
 
     def rename() -> None:
         with _refusals_keep(staging, target):

@@ -178,6 +178,27 @@ class TestTargets:
         convert(hf_model("llama"), tmp_path / "there")
         assert checkpoint.is_megatron(tmp_path / "there")
 
+    def test_a_target_keeps_its_mode_and_group(self, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
+        (tmp_path / "there").mkdir()
+        if os.geteuid() == 0:  # others may give it only to groups that they are in
+            os.chown(tmp_path / "there", -1, 1000)
+        (tmp_path / "there").chmod(0o2770)
+        before = (tmp_path / "there").stat()
+        convert(hf_model("llama"), tmp_path / "there")
+        after = (tmp_path / "there").stat()
+        assert (after.st_mode, after.st_gid) == (before.st_mode, before.st_gid)
+        assert {path.stat().st_gid for path in (tmp_path / "there").rglob("*")} == {before.st_gid}
+
+    def test_the_working_folder_as_target(
+        self, hf_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "there" / "inside").mkdir(parents=True)
+        for here in ("there", "there/inside"):
+            monkeypatch.chdir(tmp_path / here)
+            assert "is the folder that this is run in" in refusal(hf_model("llama"), tmp_path / "there", overwrite=True)
+        monkeypatch.chdir(tmp_path / "there")
+        assert "is the folder that this is run in" in refusal(hf_model("llama"), Path("."))
+
     def test_a_file_as_target(self, hf_model: Callable[[str], Path], tmp_path: Path) -> None:
         (tmp_path / "there").touch()
         assert "is a file" in refusal(hf_model("llama"), tmp_path / "there")
