@@ -63,7 +63,7 @@ def test_a_reward_that_could_judge_no_row_is_refused(written: str, column: str) 
     with pytest.raises(UserError, match=f"reward `.*` compares with a row's .*`{column}`.*, and no row has it") as told:
         check(written, [row(), row()])
     assert f"`--keep-columns {column}`" in told.value.fix
-    check(written, [row(), row(**{column: "1"})])
+    check(written, [row(), row(**{column: "1"})])  # type: ignore[arg-type]
     check("format", [row()])
     with pytest.raises(UserError, match="there is no reward `acuracy`"):
         check("acuracy", [row()])
