@@ -41,7 +41,7 @@ def test_what_is_not_there_is_a_bad_row(tmp_path: Path, monkeypatch: pytest.Monk
     assert loaded.report.bad.first[0].where == f"{config.dataset[0]}:7 (lost.png)"
     assert max(len(row.where) for row in loaded.report.bad.first) < 250
     config.on_bad_row = "raise"
-    with pytest.raises(UserError, match=r"rows.jsonl:7 \(lost.png\): an image that is not there"):
+    with pytest.raises(UserError, match=r"rows.jsonl:7 \(lost.png\), 8 .*: an image that is not there"):
         load_rows(config)
 
 
