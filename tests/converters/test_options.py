@@ -81,7 +81,7 @@ def test_what_is_accepted_changes_what_is_written(
     ]
     for path in (hf_model("qwen2"), tmp_path / "megatron", tmp_path / "legacy"):
         cases += [(path, to, {"vocab_divisible_by": 100}) for to in ("megatron", "legacy")]
-        cases += [(path, to, {"target_tp": ranks}) for to, ranks in (("megatron", 4), ("legacy", 2))]
+        cases += [(path, "megatron", {"target_tp": 4}), (path, "legacy", {"target_tp": 2})]
         cases += [(path, "legacy", {"target_pp": 3})]
     for path, to, given in cases:
         assert planned(path, to, **given) != planned(path, to), (path, to, given)
